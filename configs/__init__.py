@@ -1,0 +1,1 @@
+"""Configurations, one file per experiment family; `python launch.py --list` prints them."""

@@ -1,0 +1,35 @@
+"""All sequential models on one data set, several seeds, one table and plot.
+
+    python launch.py --config=configs/recsys/compare.py:ml100k
+
+Equal budgets: the same batches, steps, width, loss and negatives for every sequence model; BPR-MF
+trains on (user, item) pairs for as many epochs.
+"""
+
+from configs.recsys import _base as base
+from configs.recsys._models import entry
+
+MODELS = (
+    "fuxi_alpha", "hstu", "sasrec", "llama", "gru4rec", "narm", "bpr_mf", "most_popular",
+)  # fmt: skip
+BPR_MF = dict(batch_size=2048, steps=3000, eval_every=250)
+
+VARIANTS = {
+    "ml100k": base.Variant(
+        "8 models x 3 seeds on MovieLens-100K", "see docs/fuxi_alpha.md", "see docs/fuxi_alpha.md"
+    ),
+    "debug": base.Variant("the same, tiny", "under 1 min", "runs through"),
+}
+
+
+def get_config(variant: str = "ml100k"):
+    if variant == "ml100k":
+        models = {
+            name: entry(name, base.ML100K_DIM, **(BPR_MF if name == "bpr_mf" else {}))
+            for name in MODELS
+        }
+        return base.ml100k(models, seeds=(0, 1, 2))
+    if variant == "debug":
+        models = {name: entry(name, 16) for name in MODELS}
+        return base.debug(models)
+    raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")

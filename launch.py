@@ -1,0 +1,162 @@
+"""The one entry point: trains, evaluates, predicts and benchmarks any configuration.
+
+    python launch.py                                    # FuXi-alpha on MovieLens-100K
+    python launch.py --list                             # every configuration
+    python launch.py --config=configs/recsys/hstu.py:ml100k --config.train.steps=400
+    python launch.py --mode=predict --workdir=runs/fuxi_alpha-ml100k
+
+The configuration names its experiment; this file only parses flags, prepares JAX and hands over.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pathlib
+import sys
+
+from absl import app, flags
+
+ROOT = pathlib.Path(__file__).resolve().parent
+DEFAULT_CONFIG = "configs/recsys/fuxi_alpha.py:ml100k"
+
+# Experiment name in a configuration -> module with one function per mode.
+EXPERIMENTS = {"recsys.sequential": "recsys_jax.sequential.experiment"}
+MODES = ("train", "eval", "predict", "benchmark")
+
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the run lives; default: runs/<config>-<variant>."
+)
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    MODES,
+    "train: train what is not yet trained, evaluate, report. eval: evaluate the best checkpoints. "
+    "predict: write top-k lists. benchmark: time training and evaluation.",
+)
+_LIST = flags.DEFINE_bool("list", False, "Print every configuration, what it does and its cost.")
+_CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs between runs.")
+_CPU_DEVICES = flags.DEFINE_integer(
+    "cpu_devices", 0, "Devices to split the CPU into; 0: the configuration decides.", lower_bound=0
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0, for several processes (or JAX_COORDINATOR_ADDRESS)"
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number, from 0.")
+
+
+def _define_config_flag() -> None:
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file(
+        "config",
+        str(ROOT / DEFAULT_CONFIG),
+        "FILE.py:VARIANT; override single values as --config.train.steps=100. See --list.",
+        lock_config=True,
+    )
+
+
+def _check_config_argument(argv: list[str]) -> None:
+    """A clear message for a configuration that does not exist, before the flag parser tries it."""
+    from pangu_jax.config import catalogue
+
+    for index, argument in enumerate(argv):
+        if argument in ("--config", "-config") and index + 1 < len(argv):
+            catalogue.check(ROOT, argv[index + 1])
+        for prefix in ("--config=", "-config="):
+            if argument.startswith(prefix):
+                catalogue.check(ROOT, argument.removeprefix(prefix))
+
+
+def _config_name() -> str:
+    """'fuxi_alpha-ml100k' from '.../configs/recsys/fuxi_alpha.py:ml100k'."""
+    from ml_collections import config_flags
+
+    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    name = pathlib.Path(path).stem
+    return f"{name}-{variant}" if variant else name
+
+
+def _stored_or_given_config(workdir: pathlib.Path):
+    """The flag's config; for eval and predict without --config, the one the run was made with."""
+    import json
+
+    from ml_collections import config_flags
+
+    stored = workdir / "config.json"
+    if _MODE.value == "train" or flags.FLAGS["config"].present or not stored.exists():
+        return flags.FLAGS.config.to_dict()
+    config = json.loads(stored.read_text())
+    for key, value in config_flags.get_override_values(flags.FLAGS["config"]).items():
+        *parents, last = key.split(".")
+        node = config
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    return config
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if _LIST.value:
+        from pangu_jax.config import catalogue
+
+        catalogue.print_catalogue(ROOT)
+        return 0
+    workdir = pathlib.Path(_WORKDIR.value or ROOT / "runs" / _config_name())
+    config = _stored_or_given_config(workdir)
+    module = EXPERIMENTS.get(config.get("experiment"))
+    if module is None:
+        raise SystemExit(
+            f"--config.experiment={config.get('experiment')!r} is unknown; "
+            f"known: {', '.join(EXPERIMENTS)}"
+        )
+
+    from pangu_jax.parallel import distributed
+    from pangu_jax.training import compilation_cache
+
+    cpu_devices = _CPU_DEVICES.value or config.get("cpu_devices") or 1
+    if cpu_devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
+        import jax
+
+        jax.config.update("jax_num_cpu_devices", cpu_devices)
+    distributed.initialize(
+        coordinator=_COORDINATOR.value,
+        num_processes=_NUM_PROCESSES.value,
+        process_id=_PROCESS_ID.value,
+    )
+    if _CACHE.value:
+        compilation_cache.enable()
+    experiment = importlib.import_module(module)
+    return experiment.run(_MODE.value, config, workdir, command=sys.argv) or 0
+
+
+def _main(argv: list[str]) -> int:
+    """Turns users' mistakes into one message without a traceback."""
+    try:
+        return main(argv)
+    except (ValueError, OSError) as error:
+        if os.environ.get("PANGU_JAX_TRACEBACK"):
+            raise
+        print(f"\nError: {error}\n(set PANGU_JAX_TRACEBACK=1 for the traceback)", file=sys.stderr)
+        return 2
+
+
+def run() -> None:
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    try:
+        _check_config_argument(sys.argv[1:])
+    except ValueError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+    _define_config_flag()
+    app.run(_main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,408 @@
+"""Checkpoints: asynchronous, atomic, restorable on another mesh, with errors that say what to do.
+
+A thin wrapper around Orbax' CheckpointManager. One checkpoint is a folder named by its step with
+four items: `params`, `train` (step, optimizer state, random key), `data` (one iterator state per
+process) and `extra` (JSON: fingerprint, metrics position, early stopping).
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import gc
+import json
+import pathlib
+import shutil
+import sys
+import warnings
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pangu_jax.training.errors import (
+    CheckpointError,
+    CorruptCheckpointError,
+    DiskFullError,
+    ForeignCheckpointError,
+    is_disk_full,
+)
+from pangu_jax.training.state import TrainState
+
+_TMP_MARK = '.orbax-checkpoint-tmp'
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint read back. state: on the mesh asked for. data: iterator state or None."""
+
+    step: int
+    state: TrainState
+    data: Any
+    extra: dict[str, Any]
+
+
+def fingerprint(tree: Any) -> dict[str, str]:
+    """{path: 'float32[3,4]'} of a tree of arrays or ShapeDtypeStructs."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator='/'):
+            f'{np.dtype(x.dtype).name if x.dtype != jax.numpy.bfloat16 else "bfloat16"}'
+            f'[{",".join(map(str, x.shape))}]' for path, x in leaves}
+
+
+class Checkpoints:
+    """The checkpoints under one folder.
+
+    Args:
+      folder: e.g. workdir/checkpoints/latest; created when missing.
+      keep: how many of the newest to keep; None keeps all until `prune`.
+      writable: False leaves the folder untouched (evaluation, prediction).
+    """
+
+    def __init__(self, folder, *, keep: int | None = 2, writable: bool = True):
+        import orbax.checkpoint as ocp
+
+        self.folder = pathlib.Path(folder).absolute()
+        self._ocp = ocp
+        self._writable = writable
+        if writable:
+            if jax.process_index() == 0:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._remove_stale()
+            _barrier(f'checkpoints_{self.folder.name}')
+        elif not self.folder.is_dir():
+            raise CheckpointError(f'There are no checkpoints in {self.folder}; train first, or '
+                                  'point --workdir at a directory that training wrote.')
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep if writable else None, create=writable,
+                enable_async_checkpointing=writable),
+            item_names=('params', 'train', 'data', 'extra'),
+        )
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        # The manager also lists a step that is still being written under a temporary name.
+        return sorted(s for s in self._manager.all_steps() if self._path(s).exists())
+
+    def save(self, state: TrainState, *, extra: dict[str, Any], data: Any = None,
+             params_only: bool = False) -> None:
+        """Starts saving `state` under its step and returns when the arrays may be overwritten.
+
+        Does nothing if that step is already there. Errors of an earlier save come out here or in
+        `wait`.
+
+        Args:
+          extra: JSON-ready; the fingerprint is added.
+          data: this process's iterator state (JSON-ready or bytes), or None.
+          params_only: leave out the optimizer state and the key.
+
+        Raises:
+          DiskFullError: no room; the checkpoints saved before are intact.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        train = {'step': state.step, 'opt_state': state.opt_state, 'rng': state.rng}
+        trees = {'params': state.params} if params_only else {'params': state.params,
+                                                              'train': train}
+        needed = sum(x.nbytes for x in jax.tree.leaves(trees) if hasattr(x, 'nbytes'))
+        self._check_room(step, needed)
+        if jax.default_backend() == 'cpu':
+            # Host copies may share memory with CPU arrays, which the next step overwrites.
+            trees = _copy(trees)
+        ocp = self._ocp
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items['extra'] = ocp.args.JsonSave(_seal({
+            **extra, 'fingerprint': {name: fingerprint(tree) for name, tree in trees.items()}}))
+        if data is not None:
+            items['data'] = ocp.args.JsonSave(_seal({'processes': _gather(_encode(data))}))
+        with self._saving(step, needed):
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def wait(self) -> None:
+        """Blocks until every save is on disk; raises what went wrong in the background."""
+        with self._saving(None, None):
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    def check(self) -> None:
+        """Raises what has gone wrong in the background so far, without blocking."""
+        with self._saving(None, None):
+            self._manager.check_for_errors()
+
+    def prune(self, *, below: int | None = None, above: int | None = None) -> None:
+        """Deletes checkpoints with a step under `below` or over `above`."""
+        for step in self.steps():
+            if (below is not None and step < below) or (above is not None and step > above):
+                self._manager.delete(step)
+
+    def restore(self, target: TrainState, step: int | None = None) -> Restored:
+        """Reads a checkpoint (default: the newest) into the shapes and shardings of `target`.
+
+        Args:
+          target: TrainState of arrays or of ShapeDtypeStructs with shardings; any mesh.
+
+        Raises:
+          CheckpointError: there is none. CorruptCheckpointError: damaged; names the directory.
+          ForeignCheckpointError: other parameters; names the first differences.
+        """
+        self.wait()
+        step = self._pick(step)
+        wanted = {'params': target.params,
+                  'train': {'step': target.step, 'opt_state': target.opt_state,
+                            'rng': target.rng}}
+        extra, data = self.read_extra(step), self._read_json(step, 'data')
+        self._compare(step, extra, wanted)
+        params = self._read_tree(step, 'params', wanted['params'])
+        train = self._read_tree(step, 'train', wanted['train'])
+        state = TrainState(params=params, **train)
+        return Restored(step, state, _own_part(data, self._path(step)), extra)
+
+    def restore_params(self, target: Any, step: int | None = None) -> tuple[int, Any]:
+        """(step, parameters) of a checkpoint, in the shapes and shardings of `target`."""
+        self.wait()
+        step = self._pick(step)
+        self._compare(step, self.read_extra(step), {'params': target})
+        return step, self._read_tree(step, 'params', target)
+
+    def read_extra(self, step: int) -> dict[str, Any]:
+        """The JSON part of a checkpoint."""
+        extra = self._read_json(step, 'extra')
+        if extra is None:
+            raise self._corrupt(step, 'its part "extra" is missing')
+        return extra
+
+    def close(self) -> None:
+        """Waits for pending saves and releases the threads; keeps quiet about errors."""
+        try:
+            self._manager.close()
+        except Exception:  # noqa: BLE001 - `wait` has reported, or another error is under way
+            pass
+
+    def _path(self, step: int) -> pathlib.Path:
+        return self.folder / str(step)
+
+    def _pick(self, step: int | None) -> int:
+        steps = self.steps()
+        if not steps:
+            raise CheckpointError(f'There is no complete checkpoint in {self.folder}; train first '
+                                  'or point --workdir elsewhere.')
+        if step is None:
+            return steps[-1]
+        if step not in steps:
+            raise CheckpointError(f'There is no checkpoint of step {step} in {self.folder}; '
+                                  f'there are {", ".join(map(str, steps))}.')
+        return step
+
+    def _remove_stale(self) -> None:
+        # A killed process leaves half-written checkpoints under a temporary name.
+        for path in self.folder.iterdir():
+            if _TMP_MARK in path.name:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _read_json(self, step: int, item: str) -> Any:
+        if not (self._path(step) / item).exists():
+            return None
+        try:
+            return _unseal(self._manager.restore(
+                step, args=self._ocp.args.Composite(**{item: self._ocp.args.JsonRestore()}))[item])
+        except Exception as error:
+            raise self._corrupt(step, f'its part "{item}" cannot be read: {_brief(error)}'
+                                ) from error
+
+    def _read_tree(self, step: int, item: str, target: Any) -> Any:
+        if not (self._path(step) / item).exists():
+            raise self._corrupt(step, f'its part "{item}" is missing')
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), target)
+        try:
+            return self._manager.restore(step, args=self._ocp.args.Composite(
+                **{item: self._ocp.args.StandardRestore(target)}))[item]
+        except Exception as error:
+            _drop_abandoned_reads()
+            raise self._corrupt(step, f'its part "{item}" cannot be read: {_brief(error)}'
+                                ) from error
+
+    def _corrupt(self, step: int, reason: str) -> CorruptCheckpointError:
+        others = [s for s in self.steps() if s < step]
+        then = (f'continues from step {others[-1]}' if others
+                else 'starts from the beginning, because there is no earlier one')
+        return CorruptCheckpointError(
+            f'The checkpoint {self._path(step)} is damaged: {reason}. If you delete that '
+            f'directory, the same command {then}.')
+
+    def _compare(self, step: int, extra: dict[str, Any], wanted: dict[str, Any]) -> None:
+        lines = []
+        for item, tree in wanted.items():
+            there, here = extra['fingerprint'].get(item), fingerprint(tree)
+            if there is None:
+                raise CheckpointError(f'The checkpoint {self._path(step)} holds no "{item}" '
+                                      '(parameters only), so training cannot continue from it.')
+            for key in sorted(there.keys() | here.keys()):
+                if there.get(key) != here.get(key):
+                    lines.append(f'{item}/{key}: checkpoint {there.get(key, "has none")}, '
+                                 f'this model {here.get(key, "has none")}')
+        if lines:
+            shown = '; '.join(lines[:3]) + (f'; and {len(lines) - 3} more' if len(lines) > 3
+                                            else '')
+            raise ForeignCheckpointError(
+                f'The checkpoint {self._path(step)} belongs to another model or optimizer: '
+                f'{shown}. Use the --config it was trained with, or another --workdir.')
+
+    def _check_room(self, step: int, needed: int) -> None:
+        try:
+            free = shutil.disk_usage(self.folder).free
+        except OSError:
+            return
+        local = needed // jax.process_count()
+        # Small states are not worth a refusal by estimate: files compress and differ in overhead.
+        if free < local and local > 1 << 16 or free < 4096:
+            self._disk_full(step, needed, None, free)
+
+    def _disk_full(self, step, needed, cause, free=None):
+        steps = self.steps()
+        last = (f'The last complete checkpoint, step {steps[-1]}, is intact.' if steps
+                else 'No checkpoint was complete before.')
+        size = '' if needed is None else f' needs about {_size(needed)}'
+        room = '' if free is None else f', {_size(free)} are free'
+        what = 'a checkpoint' if step is None else f'the checkpoint of step {step}'
+        raise DiskFullError(
+            f'The disk is full: {what} in {self.folder}{size}{room}. {last} Training has '
+            'stopped; free some room and run the same command again to continue.') from cause
+
+    def _saving(self, step, needed):
+        return _TranslateDiskErrors(self, step, needed)
+
+
+class _TranslateDiskErrors:
+    def __init__(self, owner: Checkpoints, step: int | None, needed: int | None):
+        self._owner, self._step, self._needed = owner, step, needed
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, trace) -> bool:
+        if error is not None and is_disk_full(error):
+            # What the failed save left takes the very room that is missing.
+            if self._owner._writable and jax.process_index() == 0:
+                self._owner._remove_stale()
+            self._owner._disk_full(self._step, self._needed, error)
+        return False
+
+
+def load_params(workdir, target: Any, *, which: str = 'auto', step: int | None = None
+                ) -> tuple[int, Any]:
+    """(step, parameters) from a work directory, for evaluation and prediction.
+
+    Args:
+      workdir: a directory that `fit` wrote, in use or not.
+      target: parameter tree of ShapeDtypeStructs with shardings (see
+        `parallel.abstract_with_shardings`) or of arrays; any mesh.
+      which: 'best' (by validation), 'latest', or 'auto': best if there is one.
+
+    Raises:
+      CheckpointError and its subclasses, as `Checkpoints.restore`.
+    """
+    if which not in ('auto', 'best', 'latest'):
+        raise CheckpointError(f'which is {which!r}; allowed are auto, best, latest.')
+    root = pathlib.Path(workdir) / 'checkpoints'
+    names = ('best', 'latest') if which == 'auto' else (which,)
+    for name in names:
+        if not (root / name).is_dir():
+            continue
+        store = Checkpoints(root / name, writable=False)
+        try:
+            if store.steps():
+                return store.restore_params(target, step)
+        finally:
+            store.close()
+    raise CheckpointError(f'There is no complete checkpoint under {root} ({" or ".join(names)}); '
+                          'train first or point --workdir elsewhere.')
+
+
+def _seal(value: dict[str, Any]) -> dict[str, Any]:
+    """The value with a checksum; arrays have theirs from TensorStore."""
+    return {'value': value, 'crc32': zlib.crc32(json.dumps(value, sort_keys=True).encode())}
+
+
+def _unseal(sealed: dict[str, Any]) -> dict[str, Any]:
+    value = sealed['value']
+    if sealed['crc32'] != zlib.crc32(json.dumps(value, sort_keys=True).encode()):
+        raise ValueError('the checksum does not match')
+    return value
+
+
+def _drop_abandoned_reads() -> None:
+    # A failed read leaves coroutines behind, whose destructors would print tracebacks over the
+    # error that matters.
+    hook, sys.unraisablehook = sys.unraisablehook, lambda *args: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', RuntimeWarning)
+            gc.collect()
+    finally:
+        sys.unraisablehook = hook
+
+
+@jax.jit
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
+
+
+def _encode(data: Any) -> str:
+    if isinstance(data, bytes):
+        return json.dumps({'base64': base64.b64encode(data).decode()})
+    return json.dumps({'json': data})
+
+
+def _decode(text: str) -> Any:
+    value = json.loads(text)
+    return base64.b64decode(value['base64']) if 'base64' in value else value['json']
+
+
+def _gather(text: str) -> list[str]:
+    """Every process's text, on every process."""
+    if jax.process_count() == 1:
+        return [text]
+    from jax.experimental import multihost_utils
+
+    raw = np.frombuffer(text.encode(), np.uint8)
+    size = int(np.max(multihost_utils.process_allgather(np.int32(raw.size))))
+    padded = np.zeros(size, np.uint8)
+    padded[:raw.size] = raw
+    rows = multihost_utils.process_allgather(padded)
+    return [bytes(row).rstrip(b'\0').decode() for row in np.asarray(rows)]
+
+
+def _own_part(data: Any, path: pathlib.Path) -> Any:
+    if data is None:
+        return None
+    parts = data['processes']
+    if len(parts) != jax.process_count():
+        raise CheckpointError(
+            f'The checkpoint {path} was saved by {len(parts)} processes, each with its own place '
+            f'in the data; this run has {jax.process_count()}. Start {len(parts)} processes.')
+    return _decode(parts[jax.process_index()])
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def _size(count: int) -> str:
+    for unit in ('B', 'KiB', 'MiB', 'GiB'):
+        if count < 1024 or unit == 'GiB':
+            return f'{count:.1f} {unit}' if unit != 'B' else f'{count} B'
+        count /= 1024
+
+
+def _brief(error: BaseException) -> str:
+    text = ' '.join(str(error).split())
+    return f'{type(error).__name__}: {text[:200]}{"..." if len(text) > 200 else ""}'

@@ -1,0 +1,410 @@
+"""The one training loop: `fit` trains any model, and continues exactly where it was stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from pangu_jax.parallel.mesh import make_mesh
+from pangu_jax.parallel.sharding import (
+    DEFAULT_RULES,
+    Rules,
+    abstract_with_shardings,
+    global_batch,
+    replicated,
+    shardings_for,
+    unbox,
+)
+from pangu_jax.training.agreement import largest, same_numbers
+from pangu_jax.training.checkpoint import Checkpoints
+from pangu_jax.training.compilation_cache import enable_compilation_cache
+from pangu_jax.training.config import TrainConfig
+from pangu_jax.training.early_stopping import BestTracker
+from pangu_jax.training.errors import DataExhaustedError, TrainingError
+from pangu_jax.training.log_window import LogWindow
+from pangu_jax.training.metrics_writer import MetricsWriter, read_metrics
+from pangu_jax.training.nonfinite import report_nonfinite
+from pangu_jax.training.optimizer import build_optimizer, build_schedule
+from pangu_jax.training.prefetch import Fetched, Prefetcher, iterator_state
+from pangu_jax.training.progress import Progress, Throughput, short_line
+from pangu_jax.training.signals import StopRequested, StopSignals
+from pangu_jax.training.state import TrainState, create_state
+from pangu_jax.training.step import LossFn, StepOutputs, make_dispatch
+from pangu_jax.training.workdir import Workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What training left behind.
+
+    state: the newest state. best_step, best_metrics: of the best evaluation (-1, {} without one).
+    history: the records of metrics.jsonl (process 0 only). interrupted: stopped by `signal`
+    before the end. stopped_early: the validation metric stopped improving.
+    """
+
+    state: TrainState
+    best_step: int
+    best_metrics: dict[str, float]
+    history: list[dict[str, Any]]
+    interrupted: bool = False
+    signal: int | None = None
+    stopped_early: bool = False
+
+
+class _Dispatch:
+    """A dispatch on its way: where it starts, its host batches, its outputs on the device."""
+
+    def __init__(self, start: int, fetched: list[Fetched], state_before: Any,
+                 outputs: StepOutputs):
+        self.start, self.fetched, self.state_before = start, fetched, state_before
+        self.outputs = outputs
+
+
+def fit(*, init_fn: Callable[[jax.Array], Any], loss_fn: LossFn, dataset: Iterable,
+        config: TrainConfig, workdir, mesh: Mesh | None = None,
+        evaluate: Callable[[Any, int], dict[str, float]] | None = None,
+        describe_batch: Callable[[Any], dict[str, float]] | None = None,
+        rules: Rules = DEFAULT_RULES) -> FitResult:
+    """Trains, or continues training, in a work directory.
+
+    Args:
+      init_fn: random key -> parameters, plain or in flax boxes with logical axis names.
+      loss_fn: (params, batch, key) -> LossSums. The gradient taken is that of total / weight
+        over the whole batch, all devices and micro-batches together.
+      dataset: iterable of host batches (trees of NumPy arrays [R, ...], R constant), best a
+        repeating `grain.IterDataset`. Its iterator's `get_state` / `set_state` make a resume
+        immediate; without them the batches already seen are read again and dropped.
+      config: the settings.
+      workdir: an open `Workdir`, or a path (then locked and closed here).
+      mesh: default: `config.mesh` over all devices.
+      evaluate: (params, step) -> metric values. Must depend on nothing but its arguments. May
+        call `signals.check_stop()` now and then so that a stop need not wait for its end.
+      describe_batch: host batch -> counts for the throughput meter, e.g.
+        {'examples': 128, 'tokens': 9000}.
+      rules: logical axis names to mesh axes.
+
+    Returns:
+      FitResult. After SIGTERM or SIGINT `interrupted` is True and everything is saved.
+
+    Raises:
+      TrainingError and its subclasses; `MeshError`.
+    """
+    enable_compilation_cache()
+    mesh = mesh or make_mesh(config.mesh)
+    with contextlib.ExitStack() as stack:
+        if not isinstance(workdir, Workdir):
+            workdir = stack.enter_context(
+                Workdir.open(workdir, {'train': dataclasses.asdict(config)}, seed=config.seed))
+        stack.enter_context(jax.set_mesh(mesh))
+        stack.enter_context(_logical_rules(rules))
+        signals = stack.enter_context(StopSignals())
+        run = _Run(config, workdir, mesh, evaluate, describe_batch, signals)
+        stack.callback(run.close)
+        run.prepare(init_fn, loss_fn, dataset, rules)
+        return run.train()
+
+
+class _Run:
+    """The state of one call of `fit`."""
+
+    def __init__(self, config, workdir, mesh, evaluate, describe_batch, signals):
+        self.config, self.workdir, self.mesh = config, workdir, mesh
+        self.evaluate, self.describe_batch = evaluate, describe_batch
+        self.signals = signals
+        self.tracker = BestTracker(config.best_metric, config.best_mode)
+        self.window = LogWindow()
+        self.meter = Throughput()
+        self.compiled: set[int] = set()
+        self.latest = self.best = self.writer = self.progress = self.prefetcher = None
+        self.last_save = time.monotonic()
+
+    # Set-up
+
+    def prepare(self, init_fn, loss_fn, dataset, rules) -> None:
+        config, mesh = self.config, self.mesh
+        optimizer = build_optimizer(config.optimizer, config.steps)
+        self.schedule = jax.jit(build_schedule(config.optimizer, config.steps))
+
+        def create(key):
+            return create_state(init_fn, optimizer, key)
+
+        key = jax.random.key(config.seed)
+        boxed = jax.eval_shape(create, key)
+        shardings = shardings_for(boxed, mesh, rules)
+        self.latest = Checkpoints(self.workdir.latest, keep=config.keep_checkpoints)
+        self.best = Checkpoints(self.workdir.best, keep=None)
+        self.iterator = iter(dataset)
+        self.step = 0
+        if self.latest.steps():
+            self._restore(abstract_with_shardings(boxed, mesh, rules))
+        else:
+            self.state = jax.jit(lambda k: unbox(create(k)), out_shardings=shardings)(key)
+            self.data_state = iterator_state(self.iterator)
+        # Bests of a future that a killed process saw: this run decides about them anew.
+        self.best.prune(above=self.tracker.last_eval_step)
+        dispatch = make_dispatch(loss_fn, optimizer, accumulation=config.grad_accumulation,
+                                 guard=config.nan_guard)
+        fixed = replicated(mesh)
+        self.dispatch = jax.jit(dispatch, donate_argnums=(0,),
+                                out_shardings=(shardings, fixed, fixed))
+        self.bad_step = jax.device_put(jnp.int32(-1), fixed)
+        first = jax.process_index() == 0
+        self.writer = MetricsWriter(
+            self.workdir.metrics_file if first else None,
+            self.workdir.tensorboard if first else None,
+            resume_step=self.step, resume_eval_step=self.tracker.last_eval_step)
+        self.progress = Progress(config.steps, self.step,
+                                 mode=config.progress if first else 'none')
+
+    def _restore(self, target: TrainState) -> None:
+        restored = self.latest.restore(target)
+        self.step, self.state = restored.step, restored.state
+        extra = restored.extra
+        self.tracker = dataclasses.replace(
+            BestTracker.from_json(extra['tracker']),
+            metric=self.config.best_metric, mode=self.config.best_mode)
+        self.window = LogWindow.from_json(extra['window'])
+        self.data_state = restored.data
+        if self._finished():
+            return
+        if restored.data is not None and hasattr(self.iterator, 'set_state'):
+            self.iterator.set_state(restored.data)
+        else:
+            for _ in range(self.step):
+                next(self.iterator)
+
+    # The loop
+
+    def train(self) -> FitResult:
+        config = self.config
+        if self._finished() and not self._eval_due():
+            self.progress.say(f'This run is already finished: {self.step} of {config.steps} steps'
+                              f'{" (stopped early)" if self.step < config.steps else ""}. Raise '
+                              '--config.train.steps to train on, or choose another --workdir.')
+            return self._result(None)
+        if self.step:
+            self.progress.say(f'Continuing from step {self.step} of {config.steps}.')
+        if self._eval_due() and not self._evaluate():
+            return self._stop()
+        self.prefetcher = Prefetcher(self.iterator, config.prefetch * config.steps_per_dispatch)
+        flying: _Dispatch | None = None
+        while not self._finished():
+            self.meter.start()
+            launched = self._launch()
+            if flying is not None:
+                self._read(flying)
+            flying = launched
+            self.latest.check()
+            # Signals and clocks differ between processes, saving is a collective matter.
+            stop, late = largest(self.signals.received or 0, self._minutes_are_up())
+            save = late or self._checkpoint_due()
+            if stop or save or self._eval_due() or self.step >= config.steps:
+                # From here on the host needs the numbers of every step done.
+                self._read(flying)
+                flying = None
+                self.meter.stop()
+                if stop or (self._eval_due() and not self._evaluate()):
+                    return self._stop()
+                if save or self._finished():
+                    self._save()
+        self._save()
+        self.latest.wait()
+        self.best.prune(below=self.tracker.step)
+        return self._result(None)
+
+    def _launch(self) -> _Dispatch:
+        """Starts the next dispatch; the device may still be busy with the one before."""
+        size, start = self._dispatch_size(), self.step
+        fetched = [self._next(start + i) for i in range(size)]
+        host = jax.tree.map(lambda *rows: np.stack(rows), *(f.batch for f in fetched))
+        if not self.compiled:
+            self._check_rows(host)
+        batches = global_batch(host, self.mesh, batch_axis=1)
+        compiling = size not in self.compiled
+        if compiling:
+            self.meter.stop()
+            self.compiled.add(size)
+        self.state, self.bad_step, outputs = self.dispatch(self.state, self.bad_step, batches)
+        if compiling:
+            jax.block_until_ready(outputs)
+            self.meter.reset()
+            self.meter.start()
+        else:
+            self.meter.add({'steps': size})
+            if self.describe_batch is not None:
+                for item in fetched:
+                    self.meter.add(self.describe_batch(item.batch))
+        launched = _Dispatch(start, fetched, self.data_state, outputs)
+        self.step, self.data_state = start + size, fetched[-1].state
+        return launched
+
+    def _read(self, dispatch: _Dispatch) -> None:
+        """Waits for a dispatch's numbers, adds them to the log, stops at a non-finite one."""
+        values = jax.tree.map(np.asarray, jax.device_get(dispatch.outputs))
+        for i in range(len(dispatch.fetched)):
+            step = dispatch.start + i
+            row = jax.tree.map(lambda x, i=i: float(x[i]), values)
+            if not row.applied and self.config.nan_guard == 'stop':
+                self._fail_nonfinite(dispatch, i, row)
+            self.window.add(row)
+            done = step + 1
+            if done % self.config.log_every == 0 or done == self.config.steps:
+                self._log(done)
+        self.progress.update(dispatch.start + len(dispatch.fetched), self._progress_text)
+
+    def _log(self, done: int) -> None:
+        values = self.window.take()
+        values['learning_rate'] = float(self.schedule(done - 1))
+        self.last_values = values
+        self.writer.write(done, 'train', values, {'unix': time.time(), **self.meter.rates()})
+        self.last_rates = self.meter.rates()
+        self.meter.reset()
+
+    last_values: dict[str, float] = {}
+    last_rates: dict[str, float] = {}
+
+    def _progress_text(self) -> str:
+        rates = self.meter.rates() or self.last_rates
+        shown = {'loss': self.last_values['loss']} if 'loss' in self.last_values else {}
+        shown |= {name.replace('_per_second', '/s'): rate for name, rate in rates.items()}
+        if self.tracker.step >= 0:
+            shown[f'best {self.tracker.metric}'] = self.tracker.metrics[self.tracker.metric]
+        return short_line(shown)
+
+    def _next(self, step: int) -> Fetched:
+        try:
+            return self.prefetcher.next()
+        except StopIteration:
+            raise self._exhausted(step) from None
+
+    def _exhausted(self, step: int) -> DataExhaustedError:
+        return DataExhaustedError(
+            f'The training data ended after {step} batches, but train.steps is '
+            f'{self.config.steps}; repeat the data set (.repeat()), or lower '
+            f'--config.train.steps to {step}.')
+
+    # Evaluation, saving, stopping
+
+    def _evaluate(self) -> bool:
+        """Evaluates at the current step; False if a stop signal cut it short."""
+        started = time.perf_counter()
+        try:
+            metrics = self.evaluate(self.state.params, self.step)
+        except StopRequested:
+            return False
+        metrics = same_numbers({name: float(value) for name, value in metrics.items()})
+        better = self.tracker.update(self.step, metrics)
+        seconds = time.perf_counter() - started
+        self.writer.write(self.step, 'eval', metrics, {'unix': time.time(), 'seconds': seconds})
+        self.progress.say(f'step {self.step}  {short_line(metrics)}  ({seconds:.1f} s)'
+                          f'{"  best so far" if better else ""}')
+        if better:
+            self.best.save(self.state, extra=self._extra(), params_only=True)
+            # A restart continues from `latest`; it must know about the new best.
+            self._save()
+        return True
+
+    def _save(self) -> None:
+        """Saves the current step; afterwards superseded bests are no longer needed."""
+        self.latest.wait()
+        steps = self.latest.steps()
+        if steps and self.best.steps():
+            self.best.wait()
+            self.best.prune(below=self.latest.read_extra(steps[-1])['tracker']['step'])
+        self.writer.flush()
+        self.latest.save(self.state, extra=self._extra(), data=self.data_state)
+        self.last_save = time.monotonic()
+
+    def _extra(self) -> dict[str, Any]:
+        return {'tracker': self.tracker.to_json(), 'window': self.window.to_json()}
+
+    def _stop(self) -> FitResult:
+        number, = largest(self.signals.received or 0)
+        self._save()
+        self.latest.wait()
+        self.best.wait()
+        self.progress.say(f'Stopped after step {self.step} of {self.config.steps}; everything is '
+                          'saved. Run the same command again to continue.')
+        return self._result(number)
+
+    def _fail_nonfinite(self, dispatch: _Dispatch, index: int, row: StepOutputs) -> None:
+        # The guard froze the state before this batch; put step and data back there as well.
+        self.step = dispatch.start + index
+        self.data_state = (dispatch.fetched[index - 1].state if index else
+                           dispatch.state_before)
+        self._save()
+        self.latest.wait()
+        report_nonfinite(self.workdir.path, self.step, dispatch.fetched[index].batch, row)
+
+    def _result(self, number: int | None) -> FitResult:
+        self.writer.flush()
+        history = read_metrics(self.workdir.metrics_file) if jax.process_index() == 0 else []
+        return FitResult(
+            state=self.state, best_step=self.tracker.step, best_metrics=self.tracker.metrics,
+            history=history, interrupted=number is not None, signal=number,
+            stopped_early=number is None and self.step < self.config.steps)
+
+    def close(self) -> None:
+        for part in (self.prefetcher, self.latest, self.best, self.writer, self.progress):
+            if part is not None:
+                part.close()
+
+    # When
+
+    def _finished(self) -> bool:
+        return (self.step >= self.config.steps
+                or self.tracker.should_stop(self.config.early_stopping_patience))
+
+    def _eval_due(self) -> bool:
+        if self.evaluate is None or self.step == 0 or self.tracker.last_eval_step >= self.step:
+            return False
+        every = self.config.eval_every
+        return self.step >= self.config.steps or bool(every) and self.step % every == 0
+
+    def _checkpoint_due(self) -> bool:
+        every = self.config.checkpoint_every
+        return bool(every) and self.step % every == 0
+
+    def _minutes_are_up(self) -> bool:
+        minutes = self.config.checkpoint_minutes
+        return minutes is not None and time.monotonic() - self.last_save > 60 * minutes
+
+    def _dispatch_size(self) -> int:
+        """steps_per_dispatch, or 1 if a boundary comes sooner. It depends on the step only, so an
+        interrupted run repeats the same calls."""
+        config = self.config
+        left = config.steps - self.step
+        for every in (config.eval_every, config.checkpoint_every):
+            if every:
+                left = min(left, every - self.step % every)
+        return config.steps_per_dispatch if left >= config.steps_per_dispatch else 1
+
+    def _check_rows(self, host: Any) -> None:
+        ways = self.mesh.shape['data'] * self.config.grad_accumulation
+        for path, array in jax.tree_util.tree_flatten_with_path(host)[0]:
+            if array.ndim < 2:
+                raise TrainingError(f'Batch array {jax.tree_util.keystr(path)} has no rows; every '
+                                    'array of a batch needs the batch as its first axis.')
+            rows = array.shape[1] * jax.process_count()
+            if rows % ways:
+                raise TrainingError(
+                    f'A batch has {rows} rows, which cannot be divided over '
+                    f'train.mesh.data={self.mesh.shape["data"]} times '
+                    f'train.grad_accumulation={self.config.grad_accumulation}; make '
+                    f'data.batch_size a multiple of {ways}.')
+
+
+def _logical_rules(rules: Rules):
+    try:
+        from flax.linen import logical_axis_rules
+    except ImportError:  # pure-jax models need no flax
+        return contextlib.nullcontext()
+    return logical_axis_rules(rules)

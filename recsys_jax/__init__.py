@@ -1,0 +1,1 @@
+"""Recommenders and knowledge tracing on top of pangu_jax."""

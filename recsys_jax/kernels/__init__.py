@@ -1,0 +1,1 @@
+"""Kernels of the recommenders, one folder per operation."""

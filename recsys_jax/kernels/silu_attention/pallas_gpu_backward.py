@@ -1,0 +1,448 @@
+"""Backward kernels of SiLU attention on Hopper GPUs (Mosaic GPU). See pallas_gpu_common.
+
+Three kernels, none of which writes to memory that another block writes, so results repeat bit for
+bit: `row_gradients` owns a query tile (dq and the time table), `key_gradients` owns a key tile
+(dk and dv), `position_gradient` owns a diagonal of tiles (the position table). All recompute the
+map from q, k and the times: nothing of size N x N is kept by the forward pass.
+
+With g_s, g_t, g_p the cotangents of the channels (specification section 5.4):
+  dA = g_s v^T;  dS = M dA sig(S) (1 + S (1 - sig(S))) scale;  dq = dS k;  dk = dS^T q
+  dv = A^T g_s + T^T g_t + P^T g_p
+  dT = M sum_h g_t v^T, dP = M sum_h g_p v^T ('separate'), or both sum_h dS ('added').
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from recsys_jax.kernels.silu_attention import pallas_gpu_common as common
+
+TILE, TABLE = common.TILE, common.TABLE
+
+
+def _silu_gradient(spec, mask, s, da):
+    sig = common.sigmoid(s)
+    return jnp.where(mask, da * sig * (1.0 + s * (1.0 - sig)) * spec.scale, 0.0)
+
+
+def _silu(spec, mask, s):
+    return jnp.where(mask, s * common.sigmoid(s) * spec.scale, 0.0)
+
+
+class _Tile:
+    """Mask and bias tiles of query tile i and key tile j; queries run along `query_axis`."""
+
+    def __init__(self, ops, spec, refs, query_meta, key_meta, b, i, j, query_axis):
+        key_axis = 1 - query_axis
+        self.mask = common.visible(
+            ops, ops.vector(query_meta.at[0], query_axis), ops.vector(key_meta.at[0], key_axis),
+            i, j, query_axis,
+        )  # fmt: skip
+        self.dt = self.time = self.position = self.bias = None
+        if spec.time:
+            self.dt = jnp.abs(
+                ops.vector(query_meta.at[2], query_axis) - ops.vector(key_meta.at[1], key_axis)
+            )
+            self.low, self.high = refs['buckets'][0, b, i, j], refs['buckets'][1, b, i, j]
+        self._ops, self._refs, self._spec, self._delta = ops, refs, spec, i - j
+
+    def load_time(self):
+        if self._spec.time:
+            refs = self._refs
+            self.time = common.time_bias(
+                self._ops, self._spec, self.dt, self.low, self.high,
+                refs['theta'], refs['table'],
+            )
+        return self.time
+
+    def load_position(self):
+        if self._spec.position:
+            self.position = self._ops.matrix(self._refs['toeplitz'].at[self._delta])
+        return self.position
+
+    def shift(self, s):
+        """Pre-activation: s plus the biases, in 'added' mode."""
+        if self._spec.added:
+            for bias in (self.time, self.position):
+                s = s if bias is None else s + bias
+        return s
+
+
+def _named(spec, prepared, table, toeplitz, **tensors):
+    """Operands by name, in a fixed order, without those that are off."""
+    operands = {name: x for name, x in tensors.items() if x is not None}
+    operands |= {
+        'meta': prepared.meta, 'span': prepared.span, 'buckets': prepared.buckets,
+        'theta': prepared.theta,
+    }  # fmt: skip
+    if spec.time:
+        operands['table'] = table
+    if spec.position:
+        operands['toeplitz'] = toeplitz
+    return operands
+
+
+def _tensor_scratch(spec, operands, names, group, lead=()):
+    """Shared memory for [group, 64, width] slices of the named tensors."""
+    return {
+        name: common.swizzled((*lead, group, TILE, operands[name].shape[-1]), spec.dtype)
+        for name in names
+        if name in operands
+    }
+
+
+def _call(spec, body, grid, names, operands, out_type, scratch):
+    """Launch `body(refs, outputs, scratch)` with dictionaries instead of positions."""
+
+    scratch = common.table_scratch(spec) | scratch
+
+    def flat(*refs):
+        refs = list(refs)
+        ins = dict(zip(operands, refs, strict=False))
+        outs = refs[len(operands) : len(operands) + len(out_type)]
+        work = dict(zip(scratch, refs[len(operands) + len(out_type) :], strict=True))
+        common.load_tables(spec, ins, work)
+        if spec.time:  # From here on the kernel reads the shared-memory copies.
+            ins |= {'theta': work['theta'], 'table': work['table']}
+        body(ins, outs, work)
+
+    return common.launch(
+        spec, flat, grid, names, out_type, list(scratch.values()), *operands.values()
+    )
+
+
+def row_gradients(spec, prepared, q, k, v, g_sem, g_time, table, toeplitz):
+    """Gradients owned by query tiles.
+
+    Args:
+      q, k: [B, H, N, K] or None; v and cotangents: [B, H, N, D] (None where a channel is off).
+      table: float32 [128] or None; toeplitz: float32 [C, 64, 64] or None.
+
+    Returns:
+      (dq or None, time table gradient float32 [128] or None).
+    """
+    ops = common.Ops(spec)
+    separate_time = spec.time and not spec.added
+    group = spec.group(spec.width_qk if spec.semantic else spec.width_v)
+    groups, c = spec.heads // group, spec.tiles
+    operands = _named(
+        spec, prepared, table, toeplitz,
+        q=q, k=k, v=v, g_sem=g_sem, g_time=g_time if separate_time else None,
+    )  # fmt: skip
+    own = _tensor_scratch(spec, operands, ('q', 'g_sem', 'g_time'), group)
+    streamed = _tensor_scratch(spec, operands, ('k', 'v'), group)
+    stages = common.fit_stages(spec, own, streamed, extra=TABLE * TILE * 4 if spec.time else 0)
+    streamed = _tensor_scratch(spec, operands, ('k', 'v'), group, (stages,))
+
+    def body(refs, outs, scratch):
+        outs = list(outs)
+        dq_out = outs.pop(0) if spec.semantic else None
+        dw_out = outs.pop(0) if spec.time else None
+        i = c - 1 - lax.axis_index('i')
+        g, b = lax.axis_index('g'), lax.axis_index('b')
+        heads, rows = pl.ds(g * group, group), pl.ds(i * TILE, TILE)
+        first, last = refs['span'][b, i, 0], refs['span'][b, i, 1]
+        barrier = scratch['own_barrier']
+        plgpu.copy_gmem_to_smem(refs['meta'].at[b, i], scratch['own_meta'], barrier)
+        for name in own:
+            plgpu.copy_gmem_to_smem(refs[name].at[b, heads, rows], scratch[name], barrier)
+        if spec.time:
+            scratch['dw'][...] = jnp.zeros((TABLE, TILE), jnp.float32)
+        plgpu.barrier_wait(barrier)
+
+        def issue(j, slot):
+            ready = scratch['ready'].at[slot]
+            source = pl.ds(j * TILE, TILE)
+            plgpu.copy_gmem_to_smem(refs['meta'].at[b, j], scratch['meta'].at[slot], ready)
+            for name in streamed:
+                plgpu.copy_gmem_to_smem(
+                    refs[name].at[b, heads, source], scratch[name].at[slot], ready
+                )
+
+        def compute(*dq):
+            ops.clear(*dq)
+
+            def consume(j, slot, carry):
+                plgpu.barrier_wait(scratch['ready'].at[slot])
+                keys = scratch['k'].at[slot] if spec.semantic else None
+                values = scratch['v'].at[slot]
+                tile = _Tile(
+                    ops, spec, refs, scratch['own_meta'], scratch['meta'].at[slot], b, i, j, 0
+                )
+                if spec.added:
+                    tile.load_time()
+                    tile.load_position()
+                dt_sum = None
+                for h in range(group if spec.semantic else 0):
+                    s = tile.shift(ops.product([(scratch['q'].at[h], keys.at[h])]))
+                    da = ops.product([(scratch['g_sem'].at[h], values.at[h])])
+                    ds = _silu_gradient(spec, tile.mask, s, da)
+                    ops.mma(dq[h], ds.astype(spec.dtype), keys.at[h])
+                    if spec.added:
+                        dt_sum = ds if dt_sum is None else dt_sum + ds
+                if separate_time:
+                    pairs = [(scratch['g_time'].at[h], values.at[h]) for h in range(group)]
+                    dt_sum = jnp.where(tile.mask, ops.product(pairs), 0.0)
+                if spec.time:
+                    _add_by_bucket(ops, scratch['dw'], dt_sum, tile, refs['theta'])
+                return carry
+
+            common.ring(ops, first, last, stages, issue, consume)
+            ops.wait()
+            return [acc[...] for acc in dq]
+
+        count = group if spec.semantic else 0
+        results = pl.run_scoped(compute, *[ops.accumulator(spec.width_qk)] * count)
+        for h in range(count):
+            # q is no longer needed; its shared memory carries the result out.
+            scratch['q'].at[h][...] = results[h].astype(spec.dtype)
+        if spec.time:
+            plgpu.commit_smem()
+            scratch['dw_sum'][...] = ops.matrix(scratch['dw']).sum(axis=1)
+        plgpu.commit_smem()
+        if spec.semantic:
+            plgpu.copy_smem_to_gmem(scratch['q'], dq_out.at[b, heads, rows])
+        if spec.time:
+            plgpu.copy_smem_to_gmem(scratch['dw_sum'], dw_out.at[b, g, i])
+        plgpu.wait_smem_to_gmem(0)
+
+    scratch = {
+        **own, **streamed,
+        'own_meta': plgpu.SMEM((3, TILE), jnp.int32),
+        'meta': plgpu.SMEM((stages, 3, TILE), jnp.int32),
+        'own_barrier': plgpu.Barrier(num_arrivals=1 + len(own)),
+        'ready': plgpu.Barrier(num_arrivals=1 + len(streamed), num_barriers=stages),
+    }  # fmt: skip
+    out_type = []
+    if spec.semantic:
+        out_type.append(common.struct(q.shape, spec.dtype))
+    if spec.time:
+        scratch['dw'] = plgpu.SMEM((TABLE, TILE), jnp.float32)
+        scratch['dw_sum'] = plgpu.SMEM((TABLE,), jnp.float32)
+        out_type.append(common.struct((spec.batch, groups, c, TABLE), jnp.float32))
+    outs = list(
+        _call(spec, body, (c, groups, spec.batch), ('i', 'g', 'b'), operands, out_type, scratch)
+    )
+    dq = outs.pop(0) if spec.semantic else None
+    return dq, outs.pop(0).sum((0, 1, 2)) if spec.time else None
+
+
+def _add_by_bucket(ops, dw, values, tile, theta):
+    """dw[c] += row sums of `values` where the bucket is c, for the buckets of the tile."""
+    # The largest int32 shares its bucket with its neighbour, and is the end mark of theta.
+    dt = jnp.minimum(tile.dt, jnp.int32(2**31 - 2))
+
+    def step(c, carry):
+        inside = (dt >= theta[c]) & (dt < theta[c + 1])
+        old = ops.row_vector(dw.at[c])
+        new = old + jnp.where(inside, values, 0.0).sum(axis=1)
+        # Four lanes hold each row: none may store before the others have read.
+        plgpu.commit_smem()
+        dw.at[c][...] = new
+        return carry
+
+    lax.fori_loop(tile.low, tile.high + 1, step, None)
+
+
+def key_gradients(spec, prepared, q, k, v, g_sem, g_time, g_pos, table, toeplitz):
+    """Gradients owned by key tiles: (dk [B, H, N, K] or None, dv [B, H, N, D]).
+
+    Arguments as in `row_gradients`; the tiles of `toeplitz` must be transposed.
+    """
+    ops = common.Ops(spec)
+    separate = not spec.added
+    group = spec.group(spec.width_v + (spec.width_qk if spec.semantic else 0))
+    groups, c = spec.heads // group, spec.tiles
+    operands = _named(
+        spec, prepared, table, toeplitz, q=q, k=k, v=v, g_sem=g_sem,
+        g_time=g_time if separate else None, g_pos=g_pos if separate else None,
+    )  # fmt: skip
+    moving = ('q', 'g_sem', 'g_time', 'g_pos')
+    own = _tensor_scratch(spec, operands, ('k', 'v'), group)
+    streamed = _tensor_scratch(spec, operands, moving, group)
+    stages = common.fit_stages(spec, own, streamed)
+    streamed = _tensor_scratch(spec, operands, moving, group, (stages,))
+
+    def body(refs, outs, scratch):
+        j = lax.axis_index('j')  # Early tiles are seen by the most queries and come first.
+        g, b = lax.axis_index('g'), lax.axis_index('b')
+        heads, rows = pl.ds(g * group, group), pl.ds(j * TILE, TILE)
+        first, last = refs['span'][b, j, 2], refs['span'][b, j, 3]
+        barrier = scratch['own_barrier']
+        plgpu.copy_gmem_to_smem(refs['meta'].at[b, j], scratch['own_meta'], barrier)
+        for name in own:
+            plgpu.copy_gmem_to_smem(refs[name].at[b, heads, rows], scratch[name], barrier)
+        plgpu.barrier_wait(barrier)
+
+        def issue(i, slot):
+            ready = scratch['ready'].at[slot]
+            source = pl.ds(i * TILE, TILE)
+            plgpu.copy_gmem_to_smem(refs['meta'].at[b, i], scratch['meta'].at[slot], ready)
+            for name in streamed:
+                plgpu.copy_gmem_to_smem(
+                    refs[name].at[b, heads, source], scratch[name].at[slot], ready
+                )
+
+        def compute(*accumulators):
+            ops.clear(*accumulators)
+            dv, dk = accumulators[:group], accumulators[group:]
+
+            def consume(i, slot, carry):
+                plgpu.barrier_wait(scratch['ready'].at[slot])
+                tile = _Tile(
+                    ops, spec, refs, scratch['meta'].at[slot], scratch['own_meta'], b, i, j, 1
+                )
+                moved = {name: scratch[name].at[slot] for name in streamed}
+                for load, name in ((tile.load_time, 'g_time'), (tile.load_position, 'g_pos')):
+                    bias = load()
+                    if separate and bias is not None:
+                        bias = jnp.where(tile.mask, bias, 0.0).astype(spec.dtype)
+                        for h in range(group):
+                            ops.mma(dv[h], bias, moved[name].at[h])
+                for h in range(group if spec.semantic else 0):
+                    g_h = moved['g_sem'].at[h]
+                    s = tile.shift(ops.product([(scratch['k'].at[h], moved['q'].at[h])]))
+                    da = ops.product([(scratch['v'].at[h], g_h)])
+                    ops.mma(dv[h], _silu(spec, tile.mask, s).astype(spec.dtype), g_h)
+                    ds = _silu_gradient(spec, tile.mask, s, da)
+                    ops.mma(dk[h], ds.astype(spec.dtype), moved['q'].at[h])
+                return carry
+
+            common.ring(ops, first, last, stages, issue, consume)
+            ops.wait()
+            return [acc[...] for acc in accumulators]
+
+        kinds = [ops.accumulator(spec.width_v)] * group
+        if spec.semantic:
+            kinds += [ops.accumulator(spec.width_qk)] * group
+        results = pl.run_scoped(compute, *kinds)
+        for h in range(group):
+            scratch['v'].at[h][...] = results[h].astype(spec.dtype)
+            if spec.semantic:
+                scratch['k'].at[h][...] = results[group + h].astype(spec.dtype)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(scratch['v'], outs[0].at[b, heads, rows])
+        if spec.semantic:
+            plgpu.copy_smem_to_gmem(scratch['k'], outs[1].at[b, heads, rows])
+        plgpu.wait_smem_to_gmem(0)
+
+    scratch = {
+        **own, **streamed,
+        'own_meta': plgpu.SMEM((3, TILE), jnp.int32),
+        'meta': plgpu.SMEM((stages, 3, TILE), jnp.int32),
+        'own_barrier': plgpu.Barrier(num_arrivals=1 + len(own)),
+        'ready': plgpu.Barrier(num_arrivals=1 + len(streamed), num_barriers=stages),
+    }  # fmt: skip
+    out_type = [common.struct(v.shape, spec.dtype)]
+    if spec.semantic:
+        out_type.append(common.struct(k.shape, spec.dtype))
+    outs = _call(
+        spec, body, (c, groups, spec.batch), ('j', 'g', 'b'), operands, out_type, scratch
+    )
+    return (outs[1] if spec.semantic else None), outs[0]
+
+
+def position_gradient(spec, prepared, q, k, v, g_sem, g_pos, table, toeplitz, length):
+    """Gradient of the position table: float32 [length], for packed rows or 'added' bias.
+
+    A block owns tile diagonal i - j = d and a share of the batch; it adds the masked tiles up in
+    registers, so only [C, shares, 64, 64] numbers are written. Their diagonals are summed here.
+    """
+    ops = common.Ops(spec)
+    c = spec.tiles
+    shares = max(1, min(spec.batch, -(-264 // c)))  # About two blocks per multiprocessor.
+    while spec.batch % shares:
+        shares -= 1
+    per_share = spec.batch // shares
+    if spec.added:
+        tensors = {'q': q, 'k': k, 'v': v, 'g_sem': g_sem}
+        group = spec.group(spec.width_qk + spec.width_v)
+    else:
+        tensors = {'v': v, 'g_pos': g_pos}
+        group = spec.group(spec.width_v)
+    groups = spec.heads // group
+    operands = _named(spec, prepared, table, toeplitz, **tensors)
+    streamed = _tensor_scratch(spec, operands, tuple(tensors), group)
+    stages = common.fit_stages(spec, {}, streamed, extra=TILE * TILE * 4)
+    streamed = _tensor_scratch(spec, operands, tuple(tensors), group, (stages,))
+
+    def body(refs, outs, scratch):
+        d, share = lax.axis_index('d'), lax.axis_index('share')
+        diagonal = c - d  # Tiles on this diagonal.
+
+        def place(t):
+            """Step -> (sequence, query tile, head group)."""
+            g = lax.rem(t, jnp.int32(groups))
+            rest = lax.div(t, jnp.int32(groups))
+            return share * per_share + lax.div(rest, diagonal), d + lax.rem(rest, diagonal), g
+
+        def issue(t, slot):
+            b, i, g = place(t)
+            ready = scratch['ready'].at[slot]
+            for name, tile in (('query_meta', i), ('key_meta', i - d)):
+                plgpu.copy_gmem_to_smem(refs['meta'].at[b, tile], scratch[name].at[slot], ready)
+            for name in streamed:
+                tile = i - d if name in ('k', 'v') else i
+                source = refs[name].at[b, pl.ds(g * group, group), pl.ds(tile * TILE, TILE)]
+                plgpu.copy_gmem_to_smem(source, scratch[name].at[slot], ready)
+
+        def consume(t, slot, total):
+            plgpu.barrier_wait(scratch['ready'].at[slot])
+            b, i, _ = place(t)
+            moved = {name: scratch[name].at[slot] for name in streamed}
+            tile = _Tile(
+                ops, spec, refs, scratch['query_meta'].at[slot], scratch['key_meta'].at[slot],
+                b, i, i - d, 0,
+            )  # fmt: skip
+            if not spec.added:
+                pairs = [(moved['g_pos'].at[h], moved['v'].at[h]) for h in range(group)]
+                return total + jnp.where(tile.mask, ops.product(pairs), 0.0)
+            tile.load_time()
+            tile.load_position()
+            for h in range(group):
+                s = tile.shift(ops.product([(moved['q'].at[h], moved['k'].at[h])]))
+                da = ops.product([(moved['g_sem'].at[h], moved['v'].at[h])])
+                total = total + _silu_gradient(spec, tile.mask, s, da)
+            return total
+
+        steps = per_share * groups * diagonal
+        total = common.ring(
+            ops, jnp.int32(0), steps, stages, issue, consume, ops.full(jnp.float32(0))
+        )
+        scratch['out'][...] = total
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(scratch['out'], outs[0].at[d, share])
+        plgpu.wait_smem_to_gmem(0)
+
+    scratch = {
+        **streamed,
+        'query_meta': plgpu.SMEM((stages, 3, TILE), jnp.int32),
+        'key_meta': plgpu.SMEM((stages, 3, TILE), jnp.int32),
+        'out': plgpu.SMEM((TILE, TILE), jnp.float32),
+        'ready': plgpu.Barrier(num_arrivals=2 + len(streamed), num_barriers=stages),
+    }
+    out_type = [common.struct((c, shares, TILE, TILE), jnp.float32)]
+    (parts,) = _call(spec, body, (c, shares), ('d', 'share'), operands, out_type, scratch)
+    return _sum_diagonals(parts.sum(1), length)
+
+
+def _sum_diagonals(tiles, length):
+    """Toeplitz tiles [C, 64, 64] -> sums by distance [length], without scatter.
+
+    Distances past the table's end belong to its last entry (as in `common.position_tiles`).
+    """
+    c = tiles.shape[0]
+    # Skew: row r shifted by r makes the diagonals columns; column x is distance 63 - x.
+    wide = jnp.pad(tiles[:, ::-1], ((0, 0), (0, 0), (0, TILE)))
+    skew = wide.reshape(c, -1)[:, : TILE * (2 * TILE - 1)].reshape(c, TILE, 2 * TILE - 1).sum(1)
+    # Row R = 63 - r of the flip starts R places later: column x = C + 63 - r, so r - C = 63 - x.
+    by_distance = skew[:, ::-1]  # Entry y is distance y - 63 within the tile.
+    lower, upper = by_distance[:, TILE - 1 :], by_distance[:, : TILE - 1]
+    upper = jnp.pad(upper, ((0, 0), (1, 0)))  # Distance -64..-1 of tile d: 0..63 of tile d - 1.
+    sums = (lower + jnp.pad(upper[1:], ((0, 1), (0, 0)))).reshape(-1)
+    if sums.shape[0] <= length:
+        return jnp.pad(sums, (0, length - sums.shape[0]))
+    return sums[:length].at[-1].add(sums[length:].sum())

@@ -1,0 +1,415 @@
+"""What the Mosaic GPU kernels of SiLU attention share: tiling, staging and the bias tiles.
+
+Everything works on square tiles of 64 queries by 64 keys, one warpgroup (128 threads) per CUDA
+block. A kernel owns 64 rows (or 64 keys) of one sequence for a group of heads and walks over the
+tiles of the other axis that can hold a visible pair; tiles arrive through a ring of shared-memory
+slots filled by TMA. Nothing of size N x N ever leaves the registers.
+
+Interpret mode (`Spec.interpret`) runs the same kernel bodies on a CPU. Three things differ there,
+because the interpreter of JAX 0.10 has no rule for them: register layouts are dropped, matrix
+products are plain dots on shared-memory accumulators instead of WGMMA, and ACC references are
+shared memory. Indices, ring slots, barriers, masks, tile ranges and bias arithmetic are the same.
+
+Letters: B batch, N positions (padded to 64), H heads, G head groups, C tiles per sequence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from recsys_jax.kernels.silu_attention.buckets import INCREMENT, bucket_thresholds
+
+TILE = 64
+# int32 time differences reach at most bucket 71; 128 is the next multiple of a WGMMA row tile.
+TABLE = 128
+# Widths a head is padded to. 32 bf16 values fill a 64-byte swizzle, 64 a 128-byte one.
+WIDTHS = (32, 64, 128, 256)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """Static facts of one call, shared by its forward and backward kernels.
+
+    `lookup` is how a tile of time weights is made: 'select' runs through the buckets that the
+    tile can hold, 'gather' reads shared memory at computed addresses (see `time_bias`).
+    """
+
+    added: bool
+    semantic: bool
+    time: bool
+    position: bool
+    scale: float
+    dtype: np.dtype
+    batch: int
+    tiles: int
+    heads: int
+    width_qk: int
+    width_v: int
+    num_buckets: int = 0
+    stages: int = 2
+    lookup: str = 'select'
+    interpret: bool = False
+
+    def group(self, columns_per_head: int, limit: int = 128) -> int:
+        """Most heads whose accumulators (`columns_per_head` fp32 columns each) fit `limit`."""
+        fits = [g for g in range(1, self.heads + 1) if self.heads % g == 0]
+        fits = [g for g in fits if g * columns_per_head <= limit]
+        return max(fits, default=1)
+
+
+def swizzled(shape, dtype):
+    """Shared memory for 16-bit matrices [..., 64, width] that WGMMA and TMA both understand."""
+    swizzle = min(128, shape[-1] * jnp.dtype(dtype).itemsize)
+    if jnp.dtype(dtype).itemsize != 2:  # Only interpret mode gets here; transforms are ignored.
+        return plgpu.SMEM(shape, dtype)
+    transforms = (plgpu.TilingTransform((8, swizzle // 2)), plgpu.SwizzleTransform(swizzle))
+    return plgpu.SMEM(shape, dtype, transforms=transforms)
+
+
+def fit_stages(spec, own, streamed, extra=0):
+    """Ring slots that fit the shared memory of a block (227 KiB on Hopper, less a margin)."""
+
+    def size(buffers):
+        return sum(int(np.prod(b.shape)) * jnp.dtype(b.dtype).itemsize for b in buffers.values())
+
+    room = 216 * 1024 - extra - size(own)
+    stages = min(spec.stages, room // max(size(streamed), 1))
+    if stages < 1:
+        raise NotImplementedError(
+            f'head widths {spec.width_qk} and {spec.width_v} exceed the shared memory of a block'
+        )
+    return stages
+
+
+# JAX 0.12 dropped the index argument of plgpu.load.
+_LOAD_TAKES_INDEX = 'idx' in inspect.signature(plgpu.load).parameters
+
+
+def _gather(ref, index):
+    """Read shared memory at one address per tile element (below the level Pallas offers)."""
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import arith, memref
+
+    @plgpu.inline_mgpu(
+        arg_types=(plgpu.RefType(), plgpu.Layout.WGMMA),
+        return_type=plgpu.ShapeDtypeStruct((TILE, TILE), ref.dtype, layout=plgpu.Layout.WGMMA),
+    )
+    def read(ctx, table, indices):
+        del ctx
+
+        def one(value, position):
+            del position
+            return memref.load(table, [arith.index_cast(ir.IndexType.get(), value)])
+
+        signed = True if jnp.issubdtype(ref.dtype, jnp.integer) else None
+        return indices.foreach(one, create_array=True, is_signed=signed)
+
+    return read(ref, index)
+
+
+class Ops:
+    """Device operations whose spelling differs between the GPU and interpret mode."""
+
+    def __init__(self, spec: Spec):
+        self.interpret = spec.interpret
+
+    def accumulator(self, width):
+        shape = (TILE, width)
+        if self.interpret:
+            return plgpu.SMEM(shape, jnp.float32)
+        return plgpu.ACC(shape, jnp.float32)
+
+    def clear(self, *accumulators):
+        if self.interpret:  # An ACC starts at zero, shared memory does not.
+            for ref in accumulators:
+                ref[...] = jnp.zeros(ref.shape, jnp.float32)
+
+    def mma(self, acc, a, b, transpose_b=False):
+        """acc += a @ b (b transposed if asked); `a` is a reference or a 16-bit register tile."""
+        if self.interpret:
+            a = a[...].astype(jnp.float32)
+            b = b[...].astype(jnp.float32)
+            acc[...] += jnp.dot(a, b.T if transpose_b else b)
+            return
+        plgpu.wgmma(acc, a, plgpu.transpose_ref(b, (1, 0)) if transpose_b else b)
+
+    def product(self, pairs, transpose_b=True):
+        """Register tile: sum of a @ b^T over the pairs, fp32 [64, 64]."""
+
+        def compute(acc):
+            self.clear(acc)
+            for a, b in pairs:
+                self.mma(acc, a, b, transpose_b)
+            return acc[...]
+
+        return pl.run_scoped(compute, self.accumulator(TILE))
+
+    def wait(self):
+        if not self.interpret:
+            plgpu.wgmma_wait(0)
+
+    def cast(self, x, layout):
+        return x if self.interpret else plgpu.layout_cast(x, layout)
+
+    def full(self, value):
+        return self.cast(jnp.full((TILE, TILE), value), plgpu.Layout.WGMMA)
+
+    def vector(self, ref, axis):
+        """Load 64 values of a reference that run along `axis` of a tile, as a [64, 64] tile."""
+        x = self._load(ref, plgpu.Layout.WGMMA.reduce(1 - axis))
+        return lax.broadcast_in_dim(x, (TILE, TILE), [axis])
+
+    def _load(self, ref, layout):
+        if self.interpret:
+            return ref[...]
+        index = ((),) if _LOAD_TAKES_INDEX else ()
+        return plgpu.load(ref, *index, layout=layout, optimized=False)
+
+    def row_vector(self, ref):
+        """Load 64 values, one per tile row, as a vector."""
+        return self._load(ref, plgpu.Layout.WGMMA.reduce(1))
+
+    def matrix(self, ref):
+        """Load a plain row-major matrix into the WGMMA register layout."""
+        return self._load(ref, plgpu.Layout.WGMMA)
+
+    def gather(self, ref, index):
+        """Register tile ref[index] for a [128] shared-memory table."""
+        if self.interpret:
+            return jnp.take(ref[...], index, mode='clip')
+        return _gather(ref, index)
+
+    def iota(self, axis):
+        if self.interpret:
+            return lax.broadcasted_iota(jnp.int32, (TILE, TILE), axis)
+        return plgpu.broadcasted_iota(
+            jnp.int32, (TILE, TILE), axis, layout=plgpu.Layout.WGMMA
+        )
+
+
+def sigmoid(x):
+    return 1.0 / (1.0 + jnp.exp(-x))
+
+
+def visible(ops, query_segment, key_segment, i, j, query_axis):
+    """Boolean tile: same nonzero segment and key not after query.
+
+    Query tile `i` runs along `query_axis` of the tile, key tile `j` along the other.
+    """
+    causal = ops.iota(query_axis) + i * TILE >= ops.iota(1 - query_axis) + j * TILE
+    return (query_segment == key_segment) & (query_segment > 0) & causal
+
+
+def time_bias(ops, spec, dt, low, high, theta, table):
+    """Register tile table[bucket(dt)], given that all visible buckets lie in [low, high].
+
+    'select' goes bucket by bucket; `low` and `high` keep that short, since chronological tiles
+    away from the diagonal see few buckets. 'gather' guesses the bucket from a logarithm, one too
+    low at worst, corrects it by its exact threshold, and reads the weight: about a dozen
+    instructions whatever the span of the tile.
+    """
+    if spec.lookup == 'gather':
+        # 0.01 is far above the error of the fast logarithm and far below a bucket.
+        guess = jnp.log(jnp.maximum(dt, 1).astype(jnp.float32)) * (1.0 / INCREMENT) - 0.01
+        bucket = jnp.clip(guess.astype(jnp.int32), 0, spec.num_buckets)
+        above = dt >= ops.gather(theta, bucket + 1)
+        return ops.gather(table, jnp.where(above, bucket + 1, bucket))
+
+    def step(c, tile):
+        return jnp.where(dt >= theta[c], table[c], tile)
+
+    return lax.fori_loop(low + 1, high + 1, step, ops.full(table[low]))
+
+
+def table_scratch(spec):
+    """Shared memory of the time table and its thresholds, and the barrier of their arrival."""
+    if not spec.time:
+        return {}
+    return {
+        'theta': plgpu.SMEM((TABLE,), jnp.int32),
+        'table': plgpu.SMEM((TABLE,), jnp.float32),
+        'table_barrier': plgpu.Barrier(num_arrivals=2),
+    }
+
+
+def load_tables(spec, refs, scratch):
+    """Bring the time table and its thresholds into shared memory."""
+    if spec.time:
+        for name in ('theta', 'table'):
+            plgpu.copy_gmem_to_smem(refs[name], scratch[name], scratch['table_barrier'])
+        plgpu.barrier_wait(scratch['table_barrier'])
+
+
+class Prepared:
+    """Arrays on the host side of the kernels: padded operands and per-tile tables.
+
+    Attributes (all padded to whole tiles):
+      meta: int32 [B, C, 3, 64]: segment id, timestamp, query time.
+      span: int32 [B, C, 4]: first and past-the-last key tile of a query tile, and first and
+        past-the-last query tile of a key tile.
+      buckets: int32 [2, B, C, C]: lowest and highest visible bucket of (query, key) tile.
+      theta: int32 [128]: smallest time difference of bucket c (entry 0 is 0).
+    """
+
+    def __init__(self, spec, segment_ids, timestamps, query_times):
+        rows = spec.batch
+        shape = (rows, spec.tiles, TILE)
+        segments = _pad_axis(segment_ids, 1, spec.tiles * TILE).reshape(shape)
+        if spec.time:
+            keys, queries = (
+                _pad_axis(t, 1, spec.tiles * TILE).reshape(shape)
+                for t in (timestamps, query_times)
+            )
+        else:
+            keys = queries = jnp.zeros_like(segments)
+        self.meta = jnp.stack([segments, keys, queries], axis=2)
+        big = np.int32(2**31 - 1)
+        valid = segments > 0
+        seg_low = jnp.where(valid, segments, big).min(-1)
+        seg_high = jnp.where(valid, segments, 0).max(-1)
+        tile = np.arange(spec.tiles)
+        active = (
+            (seg_low[:, :, None] <= seg_high[:, None, :])
+            & (seg_low[:, None, :] <= seg_high[:, :, None])
+            & (tile[:, None] >= tile[None, :])
+        )
+        self.span = jnp.stack([*_extent(active, 2), *_extent(active, 1)], axis=-1)
+        theta = np.full(TABLE, big, np.int32)
+        reachable = bucket_thresholds(spec.num_buckets)
+        theta[0] = 0
+        theta[1 : 1 + len(reachable)] = reachable
+        self.theta = jnp.asarray(theta)
+        if spec.time:
+            q_low, q_high = _bounds(queries, valid)
+            k_low, k_high = _bounds(keys, valid)
+            # Bounds of query time - key time, in float32 since empty tiles would overflow int32;
+            # one part in 10^6 of slack covers the rounding.
+            below = (q_low[:, :, None] - k_high[:, None, :]).astype(jnp.float32)
+            above = (q_high[:, :, None] - k_low[:, None, :]).astype(jnp.float32)
+            least = jnp.where((below <= 0) & (above >= 0), 0, jnp.minimum(abs(below), abs(above)))
+            most = jnp.maximum(abs(below), abs(above))
+            edges = jnp.asarray(reachable, jnp.float32)
+            slack = 1e-6
+            low = jnp.searchsorted(edges, least * (1 - slack) - 1, side='right')
+            high = jnp.searchsorted(edges, most * (1 + slack) + 1, side='right')
+            self.buckets = jnp.stack([low, high]).astype(jnp.int32)
+        else:
+            self.buckets = jnp.zeros((2, rows, spec.tiles, spec.tiles), jnp.int32)
+
+
+def _bounds(times, valid):
+    times = times.astype(jnp.float32)
+    low = jnp.where(valid, times, jnp.inf).min(-1)
+    high = jnp.where(valid, times, -jnp.inf).max(-1)
+    some = valid.any(-1)
+    return jnp.where(some, low, 0), jnp.where(some, high, 0)
+
+
+def _extent(active, axis):
+    count = active.shape[axis]
+    some = active.any(axis)
+    first = jnp.where(some, active.argmax(axis), 0)
+    last = jnp.where(some, count - jnp.flip(active, axis).argmax(axis), 0)
+    return first.astype(jnp.int32), last.astype(jnp.int32)
+
+
+def _pad_axis(x, axis, size):
+    if x.shape[axis] == size:
+        return x
+    pads = [(0, 0)] * x.ndim
+    pads[axis] = (0, size - x.shape[axis])
+    return jnp.pad(x, pads)
+
+
+def pad_width(width: int) -> int:
+    """Smallest supported head width that holds `width`."""
+    for candidate in WIDTHS:
+        if width <= candidate:
+            return candidate
+    raise NotImplementedError(f'head width {width} is above {WIDTHS[-1]}')
+
+
+def pad_heads(x, tiles, width):
+    """[B, n, H, w] -> [B, H, tiles * 64, width], zero padded."""
+    x = jnp.moveaxis(x, 2, 1)
+    return _pad_axis(_pad_axis(x, 2, tiles * TILE), 3, width)
+
+
+def position_tiles(position_weights, tiles):
+    """Toeplitz tiles of the position bias: float32 [C, 64, 64], tile d for queries d tiles later.
+
+    Entry [d, r, c] is the weight of distance d * 64 + r - c; distances past the table's end use
+    its last entry, negative ones (never visible) its first.
+    """
+    r = np.arange(TILE)
+    distance = np.arange(tiles)[:, None, None] * TILE + r[None, :, None] - r[None, None, :]
+    distance = np.clip(distance, 0, position_weights.shape[0] - 1)
+    return position_weights.astype(jnp.float32)[distance]
+
+
+def table_weights(time_weights):
+    """float32 [128]: the reachable part of the time table, zero padded."""
+    return _pad_axis(time_weights.astype(jnp.float32)[:TABLE], 0, TABLE)
+
+
+def ring(ops, first, last, stages, issue, consume, carry=None):
+    """Walk over steps first..last-1 with `stages` shared-memory slots in flight.
+
+    `issue(step, slot)` starts the copies of a step; `consume(step, slot, carry)` waits for them,
+    computes and returns the next carry.
+    """
+    for slot in range(stages):
+        @pl.when(first + slot < last)
+        def _start(slot=slot):
+            issue(first + slot, slot)
+
+    def step(t, carry):
+        slot = lax.rem(t - first, jnp.int32(stages))
+        carry = consume(t, slot, carry)
+        ops.wait()
+        # All four warps must be done with the slot before TMA may overwrite it.
+        plgpu.commit_smem()
+
+        @pl.when(t + stages < last)
+        def _refill():
+            issue(t + stages, slot)
+
+        return carry
+
+    return lax.fori_loop(first, last, step, carry)
+
+
+def interpret_argument(spec: Spec) -> dict:
+    """Keyword arguments that turn interpret mode on, wherever this JAX keeps its class."""
+    if not spec.interpret:
+        return {}
+    if hasattr(plgpu, 'InterpretGPUParams'):
+        return {'interpret': plgpu.InterpretGPUParams()}
+    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+
+    return {'interpret': InterpretGPUParams()}
+
+
+def launch(spec, body, grid, names, out_type, scratch, *operands):
+    """Run a kernel body over a grid of single-warpgroup blocks."""
+    return plgpu.kernel(
+        body,
+        out_type=out_type,
+        scratch_types=scratch,
+        grid=grid,
+        grid_names=names,
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+        **interpret_argument(spec),
+    )(*operands)
+
+
+def struct(shape, dtype):
+    return jax.ShapeDtypeStruct(shape, dtype)

@@ -1,0 +1,41 @@
+"""Test session set-up: 8 fake CPU devices, a persistent compilation cache, parsed absl flags.
+
+The device count must be set before JAX starts its backend, hence the environment variables at
+import time. Sub-process tests set their own.
+"""
+
+import os
+import pathlib
+import sys
+import tempfile
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_FLAG = "--xla_force_host_platform_device_count=8"
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(tempfile.gettempdir()) / "pangu_jax_test_cache")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import pytest  # noqa: E402
+from absl import flags  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+# grain reads absl flags, which nothing parses under pytest.
+flags.FLAGS.mark_as_parsed()
+
+settings.register_profile(
+    "default", max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """Folder of real data sets beside the checkout; skips where it is absent."""
+    folder = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the development data folder ../shared/data is absent")
+    return folder
