@@ -15,7 +15,7 @@ import os
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 ROOT = pathlib.Path(__file__).resolve().parent
 DEFAULT_CONFIG = "configs/recsys/fuxi_alpha.py:ml100k"
@@ -35,12 +35,14 @@ _MODE = flags.DEFINE_enum(
     "predict: write top-k lists. benchmark: time training and evaluation.",
 )
 _LIST = flags.DEFINE_bool("list", False, "Print every configuration, what it does and its cost.")
-_CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs between runs.")
 _CPU_DEVICES = flags.DEFINE_integer(
     "cpu_devices", 0, "Devices to split the CPU into; 0: the configuration decides.", lower_bound=0
 )
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "host:port of process 0, for several processes (or JAX_COORDINATOR_ADDRESS)"
+    "coordinator_address",
+    None,
+    "host:port of process 0 for a run over several processes, or 'auto' on a cluster; the "
+    "environment variables PANGU_JAX_COORDINATOR, _NUM_PROCESSES and _PROCESS_ID work too.",
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number, from 0.")
@@ -98,6 +100,8 @@ def _stored_or_given_config(workdir: pathlib.Path):
 
 
 def main(argv: list[str]) -> int:
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.ERROR)  # the checkpoint library reports every step of its own
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     if _LIST.value:
@@ -125,12 +129,11 @@ def main(argv: list[str]) -> int:
 
         jax.config.update("jax_num_cpu_devices", cpu_devices)
     distributed.initialize(
-        coordinator=_COORDINATOR.value,
-        num_processes=_NUM_PROCESSES.value,
-        process_id=_PROCESS_ID.value,
+        distributed.DistributedConfig(
+            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+        )
     )
-    if _CACHE.value:
-        compilation_cache.enable()
+    compilation_cache.enable_compilation_cache()
     experiment = importlib.import_module(module)
     return experiment.run(_MODE.value, config, workdir, command=sys.argv) or 0
 
@@ -146,6 +149,28 @@ def _main(argv: list[str]) -> int:
         return 2
 
 
+def _parse_flags(argv: list[str]) -> list[str]:
+    """absl's own parser, with one clear line for a config key that does not exist."""
+    from absl import app as absl_app
+
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:
+        from pangu_jax.config import catalogue
+        from pangu_jax.config.flags import check_overrides
+
+        given = [a.partition("=")[2] for a in argv if a.startswith(("--config=", "-config="))]
+        try:
+            check_overrides(catalogue.get(ROOT, given[-1] if given else DEFAULT_CONFIG), argv)
+        except ValueError as clear:
+            print(f"Error: {clear}", file=sys.stderr)
+            sys.exit(2)
+        raise error
+    except flags.Error as error:
+        absl_app.usage(shorthelp=True, detailed_error=str(error), exitcode=2)
+        raise
+
+
 def run() -> None:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
@@ -155,7 +180,7 @@ def run() -> None:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
     _define_config_flag()
-    app.run(_main)
+    app.run(_main, flags_parser=_parse_flags)
 
 
 if __name__ == "__main__":

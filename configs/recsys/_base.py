@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from pangu_jax.config.catalogue import Variant
+from pangu_jax.config.flags import as_config_dict
 from pangu_jax.training.config import TrainConfig
 from pangu_jax.training.optimizer import OptimizerConfig
 from recsys_jax.data.load import LogConfig
@@ -26,11 +26,6 @@ Models = dict[str, dict[str, Any]]
 ML100K_DIM = 64
 
 
-def as_config_dict(config: ExperimentConfig) -> ConfigDict:
-    """The dataclass as a ConfigDict in which every field can be overridden on the command line."""
-    return ConfigDict(dataclasses.asdict(config), convert_dict=True)
-
-
 def ml100k(models: Models, seeds: tuple[int, ...] = (0,)) -> ConfigDict:
     """MovieLens-100K, leave-one-out with validation, full ranking; equal budgets for all models."""
     return as_config_dict(
@@ -43,6 +38,7 @@ def ml100k(models: Models, seeds: tuple[int, ...] = (0,)) -> ConfigDict:
                 steps=600,
                 eval_every=50,
                 log_every=10,
+                best_metric="NDCG@10",
                 checkpoint_every=200,
                 steps_per_dispatch=1,
                 optimizer=OptimizerConfig(learning_rate=1e-3),
@@ -86,6 +82,7 @@ def movielens(
                 steps=steps,
                 eval_every=eval_every,
                 log_every=eval_every // 4,
+                best_metric="NDCG@10",
                 checkpoint_every=eval_every,
                 steps_per_dispatch=8,
                 optimizer=OptimizerConfig(learning_rate=1e-3),

@@ -66,6 +66,14 @@ def check(root: pathlib.Path, argument: str) -> None:
         )
 
 
+def get(root: pathlib.Path, argument: str):
+    """The ConfigDict that FILE.py:VARIANT stands for."""
+    filename, _, variant = argument.partition(":")
+    path = pathlib.Path(filename)
+    module = load(path if path.exists() else root / path)
+    return module.get_config(variant) if variant else module.get_config()
+
+
 def print_catalogue(root: pathlib.Path) -> None:
     """A table of every configuration and variant on the terminal."""
     from rich.console import Console

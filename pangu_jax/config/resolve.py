@@ -15,7 +15,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-T = TypeVar('T')
+T = TypeVar("T")
 _MISSING = dataclasses.MISSING
 
 
@@ -23,7 +23,7 @@ class ConfigError(ValueError):
     """A configuration value or key that cannot be used; the text says which and why."""
 
 
-def resolve(cls: type[T], config: Any, *, path: str = '--config') -> T:
+def resolve(cls: type[T], config: Any, *, path: str = "--config") -> T:
     """Builds the dataclass `cls` from a nested mapping.
 
     Supported field types: int, float, str, bool, None, `Literal`, `tuple[X, ...]`,
@@ -42,8 +42,7 @@ def resolve(cls: type[T], config: Any, *, path: str = '--config') -> T:
         return config
     mapping = _as_mapping(config)
     if mapping is None:
-        raise ConfigError(
-            f'{path}: expected a group of keys ({_names(cls)}), got {_show(config)}.')
+        raise ConfigError(f"{path}: expected a group of keys ({_names(cls)}), got {_show(config)}.")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     hints = _type_hints(cls)
     for key in mapping:
@@ -52,16 +51,18 @@ def resolve(cls: type[T], config: Any, *, path: str = '--config') -> T:
     values = {}
     for name, field in fields.items():
         if name in mapping:
-            values[name] = _coerce(hints[name], mapping[name], f'{path}.{name}')
+            values[name] = _coerce(hints[name], mapping[name], f"{path}.{name}")
         elif field.default is _MISSING and field.default_factory is _MISSING:
-            raise ConfigError(f'{path}.{name} is required and missing: set it in the config file '
-                              f'or with {path}.{name}=... (a {_type_name(hints[name])}).')
+            raise ConfigError(
+                f"{path}.{name} is required and missing: set it in the config file "
+                f"or with {path}.{name}=... (a {_type_name(hints[name])})."
+            )
     try:
         return cls(**values)
     except ConfigError:
         raise
     except (ValueError, TypeError) as error:
-        raise ConfigError(f'{path}: {error}') from error
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def to_dict(value: Any) -> Any:
@@ -75,19 +76,21 @@ def to_dict(value: Any) -> Any:
         return [to_dict(item) for item in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if hasattr(value, 'item') and getattr(value, 'ndim', None) == 0:  # NumPy scalars
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # NumPy scalars
         return value.item()
-    raise ConfigError(f'A config holds {_show(value)}; only numbers, text, booleans, None, lists '
-                      'and groups of these can be written into the work directory.')
+    raise ConfigError(
+        f"A config holds {_show(value)}; only numbers, text, booleans, None, lists "
+        "and groups of these can be written into the work directory."
+    )
 
 
-def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted-key view of a nested config: {'train.steps': 100, ...}. Lists stay whole."""
     flat: dict[str, Any] = {}
     for key, value in to_dict(config).items():
-        name = f'{prefix}{key}'
+        name = f"{prefix}{key}"
         if isinstance(value, dict) and value:
-            flat.update(flatten(value, f'{name}.'))
+            flat.update(flatten(value, f"{name}."))
         else:
             flat[name] = value
     return flat
@@ -96,15 +99,18 @@ def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
 def differing_keys(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
     """{dotted key: (old value, new value)} for every key whose value differs; absent is '-'."""
     a, b = flatten(old), flatten(new)
-    return {key: (a.get(key, '-'), b.get(key, '-')) for key in sorted(a.keys() | b.keys())
-            if a.get(key, '-') != b.get(key, '-') or type(a.get(key)) is not type(b.get(key))}
+    return {
+        key: (a.get(key, "-"), b.get(key, "-"))
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key, "-") != b.get(key, "-") or type(a.get(key)) is not type(b.get(key))
+    }
 
 
 def _as_mapping(value: Any) -> Mapping[str, Any] | None:
     if isinstance(value, Mapping):
         return value
     # ConfigDict is not a Mapping; its to_dict also resolves field references.
-    if type(value).__module__.startswith('ml_collections') and hasattr(value, 'to_dict'):
+    if type(value).__module__.startswith("ml_collections") and hasattr(value, "to_dict"):
         return value.to_dict()
     return None
 
@@ -115,29 +121,29 @@ def _type_hints(cls: type) -> dict[str, Any]:
 
 
 def _names(cls: type) -> str:
-    return ', '.join(f.name for f in dataclasses.fields(cls) if f.init)
+    return ", ".join(f.name for f in dataclasses.fields(cls) if f.init)
 
 
 def _unknown_key(path: str, key: str, fields: Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.6)
-    hint = f' Did you mean {path}.{close[0]}?' if close else ''
-    return f'Unknown config key {path}.{key}.{hint} Allowed here: {", ".join(sorted(fields))}.'
+    hint = f" Did you mean {path}.{close[0]}?" if close else ""
+    return f"Unknown config key {path}.{key}.{hint} Allowed here: {', '.join(sorted(fields))}."
 
 
 def _show(value: Any) -> str:
-    return f'{value!r} ({type(value).__name__})'
+    return f"{value!r} ({type(value).__name__})"
 
 
 def _type_name(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
-        return 'one of ' + ', '.join(repr(v) for v in typing.get_args(hint))
+        return "one of " + ", ".join(repr(v) for v in typing.get_args(hint))
     if _is_union(hint):
-        return ' or '.join(_type_name(arg) for arg in typing.get_args(hint))
+        return " or ".join(_type_name(arg) for arg in typing.get_args(hint))
     if hint is type(None):
-        return 'None'
+        return "None"
     if typing.get_origin(hint) is None and isinstance(hint, type):
         return hint.__name__
-    return str(hint).replace('typing.', '')
+    return str(hint).replace("typing.", "")
 
 
 def _is_union(hint: Any) -> bool:
@@ -156,9 +162,10 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
         if any(value == arg and type(value) is type(arg) for arg in args):
             return value
         close = difflib.get_close_matches(str(value), [str(a) for a in args], n=1, cutoff=0.6)
-        suggestion = f' Did you mean {close[0]!r}?' if close else ''
-        raise ConfigError(f'{path} is {_show(value)}; allowed are '
-                          f'{", ".join(repr(a) for a in args)}.{suggestion}')
+        suggestion = f" Did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(
+            f"{path} is {_show(value)}; allowed are {', '.join(repr(a) for a in args)}.{suggestion}"
+        )
     if dataclasses.is_dataclass(hint):
         return resolve(hint, value, path=path)
     if origin is tuple or hint is tuple:
@@ -168,12 +175,12 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
         if mapping is None:
             raise _type_error(hint, value, path)
         item = args[1] if args else Any
-        return {str(k): _coerce(item, v, f'{path}.{k}') for k, v in mapping.items()}
+        return {str(k): _coerce(item, v, f"{path}.{k}") for k, v in mapping.items()}
     if hint is None or hint is type(None):
         if value is None:
             return None
         raise _type_error(type(None), value, path)
-    if hasattr(value, 'item') and getattr(value, 'ndim', None) == 0:
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         value = value.item()
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -206,12 +213,13 @@ def _coerce_tuple(hint: Any, args: tuple[Any, ...], value: Any, path: str) -> tu
     if not args:
         return tuple(value)
     if len(args) == 2 and args[1] is Ellipsis:
-        return tuple(_coerce(args[0], v, f'{path}[{i}]') for i, v in enumerate(value))
+        return tuple(_coerce(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
     if len(value) != len(args):
-        raise ConfigError(f'{path} has {len(value)} entries ({value!r}); expected {len(args)}.')
-    return tuple(_coerce(a, v, f'{path}[{i}]')
-                 for i, (a, v) in enumerate(zip(args, value, strict=True)))
+        raise ConfigError(f"{path} has {len(value)} entries ({value!r}); expected {len(args)}.")
+    return tuple(
+        _coerce(a, v, f"{path}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True))
+    )
 
 
 def _type_error(hint: Any, value: Any, path: str) -> ConfigError:
-    return ConfigError(f'{path}: expected {_type_name(hint)}, got {_show(value)}.')
+    return ConfigError(f"{path}: expected {_type_name(hint)}, got {_show(value)}.")

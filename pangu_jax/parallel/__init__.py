@@ -11,6 +11,14 @@ from pangu_jax.parallel.sharding import (
 )
 
 __all__ = [
-    'DEFAULT_RULES', 'DistributedConfig', 'MeshConfig', 'MeshError', 'abstract_with_shardings',
-    'global_batch', 'initialize', 'make_mesh', 'shardings_for', 'unbox',
+    "DEFAULT_RULES",
+    "DistributedConfig",
+    "MeshConfig",
+    "MeshError",
+    "abstract_with_shardings",
+    "global_batch",
+    "initialize",
+    "make_mesh",
+    "shardings_for",
+    "unbox",
 ]

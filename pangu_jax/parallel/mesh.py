@@ -25,8 +25,10 @@ class MeshConfig:
     def __post_init__(self):
         sizes = (self.data, self.model)
         if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-            raise MeshError(f'mesh sizes are data={self.data}, model={self.model}; each must be '
-                            'at least 1, and at most one may be -1 (all remaining devices).')
+            raise MeshError(
+                f"mesh sizes are data={self.data}, model={self.model}; each must be "
+                "at least 1, and at most one may be -1 (all remaining devices)."
+            )
 
 
 def make_mesh(config: MeshConfig | None = None, devices=None) -> Mesh:
@@ -41,14 +43,18 @@ def make_mesh(config: MeshConfig | None = None, devices=None) -> Mesh:
     data, model = config.data, config.model
     fixed = data if model == -1 else model
     if -1 in (data, model):
-        name = 'model' if data == -1 else 'data'
+        name = "model" if data == -1 else "data"
         if count % fixed:
-            raise MeshError(f'{count} devices cannot be divided by train.mesh.{name}={fixed}; '
-                            f'choose a divisor of {count}.')
+            raise MeshError(
+                f"{count} devices cannot be divided by train.mesh.{name}={fixed}; "
+                f"choose a divisor of {count}."
+            )
         data, model = (count // fixed, model) if data == -1 else (data, count // fixed)
     if data * model != count:
         raise MeshError(
-            f'train.mesh.data={data} times train.mesh.model={model} is {data * model}, but there '
-            f'are {count} devices; set one of them to -1 to take what is left.')
-    return jax.make_mesh((data, model), ('data', 'model'), devices=devices,
-                         axis_types=(AxisType.Auto,) * 2)
+            f"train.mesh.data={data} times train.mesh.model={model} is {data * model}, but there "
+            f"are {count} devices; set one of them to -1 to take what is left."
+        )
+    return jax.make_mesh(
+        (data, model), ("data", "model"), devices=devices, axis_types=(AxisType.Auto,) * 2
+    )

@@ -20,14 +20,14 @@ Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
 # Names without an entry are replicated, as is every axis whose mesh axis has size 1.
 DEFAULT_RULES: Rules = (
-    ('batch', 'data'),
-    ('items', 'model'),
-    ('vocab', 'model'),
-    ('heads', 'model'),
-    ('mlp', 'model'),
-    ('sequence', None),
-    ('embed', None),
-    ('layers', None),
+    ("batch", "data"),
+    ("items", "model"),
+    ("vocab", "model"),
+    ("heads", "model"),
+    ("mlp", "model"),
+    ("sequence", None),
+    ("embed", None),
+    ("layers", None),
 )
 
 
@@ -53,7 +53,9 @@ def shardings_for(tree: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
 
     def place(path, leaf):
         names = _logical_names(leaf) if _is_box(leaf) else ()
-        spec = _partition_spec(names, np.shape(_value(leaf)), table, mesh, jax.tree_util.keystr(path))
+        spec = _partition_spec(
+            names, np.shape(_value(leaf)), table, mesh, jax.tree_util.keystr(path)
+        )
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(place, tree, is_leaf=_is_box)
@@ -63,7 +65,9 @@ def abstract_with_shardings(tree: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES)
     """Unboxed `ShapeDtypeStruct` tree with shardings: the target of a checkpoint restore."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        unbox(tree), shardings_for(tree, mesh, rules))
+        unbox(tree),
+        shardings_for(tree, mesh, rules),
+    )
 
 
 def global_batch(host_batch: Any, mesh: Mesh, *, batch_axis: int = 0) -> Any:
@@ -78,25 +82,32 @@ def global_batch(host_batch: Any, mesh: Mesh, *, batch_axis: int = 0) -> Any:
     Raises:
       MeshError: the rows cannot be divided over the mesh.
     """
-    ways = mesh.shape['data']
+    ways = mesh.shape["data"]
     # Two processes that share one data shard (a model axis across hosts) hold the same rows.
-    local_ways = len({index[0] for index, device in np.ndenumerate(mesh.devices)
-                      if device.process_index == jax.process_index()})
+    local_ways = len(
+        {
+            index[0]
+            for index, device in np.ndenumerate(mesh.devices)
+            if device.process_index == jax.process_index()
+        }
+    )
 
     def place(path, array):
         array = np.asarray(array)
         rows = array.shape[batch_axis] if array.ndim > batch_axis else None
         if not rows or rows % local_ways:
             raise MeshError(
-                f'Batch array {jax.tree_util.keystr(path)} has '
-                f'{"no rows" if not rows else f"{rows} rows on this process"}, which cannot be '
-                f'divided over {local_ways} data shard(s) (train.mesh.data={ways}); make '
-                f'data.batch_size a multiple of {ways} or lower train.mesh.data.')
-        spec = PartitionSpec(*(None,) * batch_axis, 'data')
+                f"Batch array {jax.tree_util.keystr(path)} has "
+                f"{'no rows' if not rows else f'{rows} rows on this process'}, which cannot be "
+                f"divided over {local_ways} data shard(s) (train.mesh.data={ways}); make "
+                f"data.batch_size a multiple of {ways} or lower train.mesh.data."
+            )
+        spec = PartitionSpec(*(None,) * batch_axis, "data")
         shape = list(array.shape)
         shape[batch_axis] = rows // local_ways * ways
-        return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), array,
-                                                      tuple(shape))
+        return jax.make_array_from_process_local_data(
+            NamedSharding(mesh, spec), array, tuple(shape)
+        )
 
     return jax.tree_util.tree_map_with_path(place, host_batch)
 
@@ -108,7 +119,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def _is_box(leaf: Any) -> bool:
     # Structural, so that this file needs no flax: every flax box has unbox and get_partition_spec.
-    return hasattr(leaf, 'unbox') and hasattr(leaf, 'get_partition_spec')
+    return hasattr(leaf, "unbox") and hasattr(leaf, "get_partition_spec")
 
 
 def _value(leaf: Any) -> Any:
@@ -116,22 +127,28 @@ def _value(leaf: Any) -> Any:
 
 
 def _logical_names(box: Any) -> tuple[str | None, ...]:
-    return tuple(getattr(box, 'names', ()))
+    return tuple(getattr(box, "names", ()))
 
 
 def _partition_spec(names, shape, table, mesh, path) -> PartitionSpec:
     if names and len(names) != len(shape):
-        raise MeshError(f'Parameter {path} has shape {shape} but logical axes {names}; give one '
-                        'name (or None) per dimension.')
+        raise MeshError(
+            f"Parameter {path} has shape {shape} but logical axes {names}; give one "
+            "name (or None) per dimension."
+        )
     axes = []
     for dim, name in enumerate(names):
         axis = table.get(name) if name is not None else None
-        size = int(np.prod([mesh.shape[a] for a in ([axis] if isinstance(axis, str) else axis)])
-                   ) if axis is not None else 1
+        size = (
+            int(np.prod([mesh.shape[a] for a in ([axis] if isinstance(axis, str) else axis)]))
+            if axis is not None
+            else 1
+        )
         if size > 1 and shape[dim] % size:
             raise MeshError(
-                f'Parameter {path} has {shape[dim]} entries on axis {dim} ({name!r}), which '
-                f'cannot be divided over mesh axis {axis!r} of size {size}; pad it to a multiple '
-                f'of {size} or lower train.mesh.{axis}.')
+                f"Parameter {path} has {shape[dim]} entries on axis {dim} ({name!r}), which "
+                f"cannot be divided over mesh axis {axis!r} of size {size}; pad it to a multiple "
+                f"of {size} or lower train.mesh.{axis}."
+            )
         axes.append(axis if size > 1 else None)
     return PartitionSpec(*axes)

@@ -7,21 +7,19 @@ process) and `extra` (JSON: fingerprint, metrics position, early stopping).
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import gc
-import json
 import pathlib
 import shutil
 import sys
 import warnings
-import zlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pangu_jax.training.checkpoint_json import encode, gather, own_part, seal, unseal
 from pangu_jax.training.errors import (
     CheckpointError,
     CorruptCheckpointError,
@@ -31,7 +29,7 @@ from pangu_jax.training.errors import (
 )
 from pangu_jax.training.state import TrainState
 
-_TMP_MARK = '.orbax-checkpoint-tmp'
+_TMP_MARK = ".orbax-checkpoint-tmp"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +45,13 @@ class Restored:
 def fingerprint(tree: Any) -> dict[str, str]:
     """{path: 'float32[3,4]'} of a tree of arrays or ShapeDtypeStructs."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator='/'):
-            f'{np.dtype(x.dtype).name if x.dtype != jax.numpy.bfloat16 else "bfloat16"}'
-            f'[{",".join(map(str, x.shape))}]' for path, x in leaves}
+    return {
+        jax.tree_util.keystr(
+            path, simple=True, separator="/"
+        ): f"{np.dtype(x.dtype).name if x.dtype != jax.numpy.bfloat16 else 'bfloat16'}"
+        f"[{','.join(map(str, x.shape))}]"
+        for path, x in leaves
+    }
 
 
 class Checkpoints:
@@ -71,16 +73,20 @@ class Checkpoints:
             if jax.process_index() == 0:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._remove_stale()
-            _barrier(f'checkpoints_{self.folder.name}')
+            _barrier(f"checkpoints_{self.folder.name}")
         elif not self.folder.is_dir():
-            raise CheckpointError(f'There are no checkpoints in {self.folder}; train first, or '
-                                  'point --workdir at a directory that training wrote.')
+            raise CheckpointError(
+                f"There are no checkpoints in {self.folder}; train first, or "
+                "point --workdir at a directory that training wrote."
+            )
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep if writable else None, create=writable,
-                enable_async_checkpointing=writable),
-            item_names=('params', 'train', 'data', 'extra'),
+                max_to_keep=keep if writable else None,
+                create=writable,
+                enable_async_checkpointing=writable,
+            ),
+            item_names=("params", "train", "data", "extra"),
         )
 
     def steps(self) -> list[int]:
@@ -88,8 +94,14 @@ class Checkpoints:
         # The manager also lists a step that is still being written under a temporary name.
         return sorted(s for s in self._manager.all_steps() if self._path(s).exists())
 
-    def save(self, state: TrainState, *, extra: dict[str, Any], data: Any = None,
-             params_only: bool = False) -> None:
+    def save(
+        self,
+        state: TrainState,
+        *,
+        extra: dict[str, Any],
+        data: Any = None,
+        params_only: bool = False,
+    ) -> None:
         """Starts saving `state` under its step and returns when the arrays may be overwritten.
 
         Does nothing if that step is already there. Errors of an earlier save come out here or in
@@ -106,20 +118,24 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        train = {'step': state.step, 'opt_state': state.opt_state, 'rng': state.rng}
-        trees = {'params': state.params} if params_only else {'params': state.params,
-                                                              'train': train}
-        needed = sum(x.nbytes for x in jax.tree.leaves(trees) if hasattr(x, 'nbytes'))
+        train = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+        trees = (
+            {"params": state.params} if params_only else {"params": state.params, "train": train}
+        )
+        needed = sum(x.nbytes for x in jax.tree.leaves(trees) if hasattr(x, "nbytes"))
         self._check_room(step, needed)
-        if jax.default_backend() == 'cpu':
+        if jax.default_backend() == "cpu":
             # Host copies may share memory with CPU arrays, which the next step overwrites.
             trees = _copy(trees)
         ocp = self._ocp
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        items['extra'] = ocp.args.JsonSave(_seal({
-            **extra, 'fingerprint': {name: fingerprint(tree) for name, tree in trees.items()}}))
+        items["extra"] = ocp.args.JsonSave(
+            seal(
+                {**extra, "fingerprint": {name: fingerprint(tree) for name, tree in trees.items()}}
+            )
+        )
         if data is not None:
-            items['data'] = ocp.args.JsonSave(_seal({'processes': _gather(_encode(data))}))
+            items["data"] = ocp.args.JsonSave(seal({"processes": gather(encode(data))}))
         with self._saving(step, needed):
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
@@ -152,26 +168,29 @@ class Checkpoints:
         """
         self.wait()
         step = self._pick(step)
-        wanted = {'params': target.params,
-                  'train': {'step': target.step, 'opt_state': target.opt_state,
-                            'rng': target.rng}}
-        extra, data = self.read_extra(step), self._read_json(step, 'data')
+        wanted = {
+            "params": target.params,
+            "train": {"step": target.step, "opt_state": target.opt_state, "rng": target.rng},
+        }
+        extra, data = self.read_extra(step), self._read_json(step, "data")
         self._compare(step, extra, wanted)
-        params = self._read_tree(step, 'params', wanted['params'])
-        train = self._read_tree(step, 'train', wanted['train'])
+        params = self._read_tree(step, "params", wanted["params"])
+        train = self._read_tree(step, "train", wanted["train"])
         state = TrainState(params=params, **train)
-        return Restored(step, state, _own_part(data, self._path(step)), extra)
+        return Restored(
+            step, state, None if data is None else own_part(data, self._path(step)), extra
+        )
 
     def restore_params(self, target: Any, step: int | None = None) -> tuple[int, Any]:
         """(step, parameters) of a checkpoint, in the shapes and shardings of `target`."""
         self.wait()
         step = self._pick(step)
-        self._compare(step, self.read_extra(step), {'params': target})
-        return step, self._read_tree(step, 'params', target)
+        self._compare(step, self.read_extra(step), {"params": target})
+        return step, self._read_tree(step, "params", target)
 
     def read_extra(self, step: int) -> dict[str, Any]:
         """The JSON part of a checkpoint."""
-        extra = self._read_json(step, 'extra')
+        extra = self._read_json(step, "extra")
         if extra is None:
             raise self._corrupt(step, 'its part "extra" is missing')
         return extra
@@ -189,13 +208,17 @@ class Checkpoints:
     def _pick(self, step: int | None) -> int:
         steps = self.steps()
         if not steps:
-            raise CheckpointError(f'There is no complete checkpoint in {self.folder}; train first '
-                                  'or point --workdir elsewhere.')
+            raise CheckpointError(
+                f"There is no complete checkpoint in {self.folder}; train first "
+                "or point --workdir elsewhere."
+            )
         if step is None:
             return steps[-1]
         if step not in steps:
-            raise CheckpointError(f'There is no checkpoint of step {step} in {self.folder}; '
-                                  f'there are {", ".join(map(str, steps))}.')
+            raise CheckpointError(
+                f"There is no checkpoint of step {step} in {self.folder}; "
+                f"there are {', '.join(map(str, steps))}."
+            )
         return step
 
     def _remove_stale(self) -> None:
@@ -208,50 +231,68 @@ class Checkpoints:
         if not (self._path(step) / item).exists():
             return None
         try:
-            return _unseal(self._manager.restore(
-                step, args=self._ocp.args.Composite(**{item: self._ocp.args.JsonRestore()}))[item])
+            return unseal(
+                self._manager.restore(
+                    step, args=self._ocp.args.Composite(**{item: self._ocp.args.JsonRestore()})
+                )[item]
+            )
         except Exception as error:
-            raise self._corrupt(step, f'its part "{item}" cannot be read: {_brief(error)}'
-                                ) from error
+            raise self._corrupt(
+                step, f'its part "{item}" cannot be read: {_brief(error)}'
+            ) from error
 
     def _read_tree(self, step: int, item: str, target: Any) -> Any:
         if not (self._path(step) / item).exists():
             raise self._corrupt(step, f'its part "{item}" is missing')
         target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), target)
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), target
+        )
         try:
-            return self._manager.restore(step, args=self._ocp.args.Composite(
-                **{item: self._ocp.args.StandardRestore(target)}))[item]
+            return self._manager.restore(
+                step,
+                args=self._ocp.args.Composite(**{item: self._ocp.args.StandardRestore(target)}),
+            )[item]
         except Exception as error:
             _drop_abandoned_reads()
-            raise self._corrupt(step, f'its part "{item}" cannot be read: {_brief(error)}'
-                                ) from error
+            raise self._corrupt(
+                step, f'its part "{item}" cannot be read: {_brief(error)}'
+            ) from error
 
     def _corrupt(self, step: int, reason: str) -> CorruptCheckpointError:
         others = [s for s in self.steps() if s < step]
-        then = (f'continues from step {others[-1]}' if others
-                else 'starts from the beginning, because there is no earlier one')
+        then = (
+            f"continues from step {others[-1]}"
+            if others
+            else "starts from the beginning, because there is no earlier one"
+        )
         return CorruptCheckpointError(
-            f'The checkpoint {self._path(step)} is damaged: {reason}. If you delete that '
-            f'directory, the same command {then}.')
+            f"The checkpoint {self._path(step)} is damaged: {reason}. If you delete that "
+            f"directory, the same command {then}."
+        )
 
     def _compare(self, step: int, extra: dict[str, Any], wanted: dict[str, Any]) -> None:
         lines = []
         for item, tree in wanted.items():
-            there, here = extra['fingerprint'].get(item), fingerprint(tree)
+            there, here = extra["fingerprint"].get(item), fingerprint(tree)
             if there is None:
-                raise CheckpointError(f'The checkpoint {self._path(step)} holds no "{item}" '
-                                      '(parameters only), so training cannot continue from it.')
+                raise CheckpointError(
+                    f'The checkpoint {self._path(step)} holds no "{item}" '
+                    "(parameters only), so training cannot continue from it."
+                )
             for key in sorted(there.keys() | here.keys()):
                 if there.get(key) != here.get(key):
-                    lines.append(f'{item}/{key}: checkpoint {there.get(key, "has none")}, '
-                                 f'this model {here.get(key, "has none")}')
+                    lines.append(
+                        f"{item}/{key}: checkpoint {there.get(key, 'has none')}, "
+                        f"this model {here.get(key, 'has none')}"
+                    )
         if lines:
-            shown = '; '.join(lines[:3]) + (f'; and {len(lines) - 3} more' if len(lines) > 3
-                                            else '')
+            shown = "; ".join(lines[:3]) + (
+                f"; and {len(lines) - 3} more" if len(lines) > 3 else ""
+            )
             raise ForeignCheckpointError(
-                f'The checkpoint {self._path(step)} belongs to another model or optimizer: '
-                f'{shown}. Use the --config it was trained with, or another --workdir.')
+                f"The checkpoint {self._path(step)} belongs to another model or optimizer: "
+                f"{shown}. Use the --config it was trained with, or another --workdir."
+            )
 
     def _check_room(self, step: int, needed: int) -> None:
         try:
@@ -265,14 +306,18 @@ class Checkpoints:
 
     def _disk_full(self, step, needed, cause, free=None):
         steps = self.steps()
-        last = (f'The last complete checkpoint, step {steps[-1]}, is intact.' if steps
-                else 'No checkpoint was complete before.')
-        size = '' if needed is None else f' needs about {_size(needed)}'
-        room = '' if free is None else f', {_size(free)} are free'
-        what = 'a checkpoint' if step is None else f'the checkpoint of step {step}'
+        last = (
+            f"The last complete checkpoint, step {steps[-1]}, is intact."
+            if steps
+            else "No checkpoint was complete before."
+        )
+        size = "" if needed is None else f" needs about {_size(needed)}"
+        room = "" if free is None else f", {_size(free)} are free"
+        what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
         raise DiskFullError(
-            f'The disk is full: {what} in {self.folder}{size}{room}. {last} Training has '
-            'stopped; free some room and run the same command again to continue.') from cause
+            f"The disk is full: {what} in {self.folder}{size}{room}. {last} Training has "
+            "stopped; free some room and run the same command again to continue."
+        ) from cause
 
     def _saving(self, step, needed):
         return _TranslateDiskErrors(self, step, needed)
@@ -294,55 +339,13 @@ class _TranslateDiskErrors:
         return False
 
 
-def load_params(workdir, target: Any, *, which: str = 'auto', step: int | None = None
-                ) -> tuple[int, Any]:
-    """(step, parameters) from a work directory, for evaluation and prediction.
-
-    Args:
-      workdir: a directory that `fit` wrote, in use or not.
-      target: parameter tree of ShapeDtypeStructs with shardings (see
-        `parallel.abstract_with_shardings`) or of arrays; any mesh.
-      which: 'best' (by validation), 'latest', or 'auto': best if there is one.
-
-    Raises:
-      CheckpointError and its subclasses, as `Checkpoints.restore`.
-    """
-    if which not in ('auto', 'best', 'latest'):
-        raise CheckpointError(f'which is {which!r}; allowed are auto, best, latest.')
-    root = pathlib.Path(workdir) / 'checkpoints'
-    names = ('best', 'latest') if which == 'auto' else (which,)
-    for name in names:
-        if not (root / name).is_dir():
-            continue
-        store = Checkpoints(root / name, writable=False)
-        try:
-            if store.steps():
-                return store.restore_params(target, step)
-        finally:
-            store.close()
-    raise CheckpointError(f'There is no complete checkpoint under {root} ({" or ".join(names)}); '
-                          'train first or point --workdir elsewhere.')
-
-
-def _seal(value: dict[str, Any]) -> dict[str, Any]:
-    """The value with a checksum; arrays have theirs from TensorStore."""
-    return {'value': value, 'crc32': zlib.crc32(json.dumps(value, sort_keys=True).encode())}
-
-
-def _unseal(sealed: dict[str, Any]) -> dict[str, Any]:
-    value = sealed['value']
-    if sealed['crc32'] != zlib.crc32(json.dumps(value, sort_keys=True).encode()):
-        raise ValueError('the checksum does not match')
-    return value
-
-
 def _drop_abandoned_reads() -> None:
     # A failed read leaves coroutines behind, whose destructors would print tracebacks over the
     # error that matters.
     hook, sys.unraisablehook = sys.unraisablehook, lambda *args: None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', RuntimeWarning)
+            warnings.simplefilter("ignore", RuntimeWarning)
             gc.collect()
     finally:
         sys.unraisablehook = hook
@@ -353,42 +356,6 @@ def _copy(tree: Any) -> Any:
     return jax.tree.map(jnp.copy, tree)
 
 
-def _encode(data: Any) -> str:
-    if isinstance(data, bytes):
-        return json.dumps({'base64': base64.b64encode(data).decode()})
-    return json.dumps({'json': data})
-
-
-def _decode(text: str) -> Any:
-    value = json.loads(text)
-    return base64.b64decode(value['base64']) if 'base64' in value else value['json']
-
-
-def _gather(text: str) -> list[str]:
-    """Every process's text, on every process."""
-    if jax.process_count() == 1:
-        return [text]
-    from jax.experimental import multihost_utils
-
-    raw = np.frombuffer(text.encode(), np.uint8)
-    size = int(np.max(multihost_utils.process_allgather(np.int32(raw.size))))
-    padded = np.zeros(size, np.uint8)
-    padded[:raw.size] = raw
-    rows = multihost_utils.process_allgather(padded)
-    return [bytes(row).rstrip(b'\0').decode() for row in np.asarray(rows)]
-
-
-def _own_part(data: Any, path: pathlib.Path) -> Any:
-    if data is None:
-        return None
-    parts = data['processes']
-    if len(parts) != jax.process_count():
-        raise CheckpointError(
-            f'The checkpoint {path} was saved by {len(parts)} processes, each with its own place '
-            f'in the data; this run has {jax.process_count()}. Start {len(parts)} processes.')
-    return _decode(parts[jax.process_index()])
-
-
 def _barrier(name: str) -> None:
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
@@ -397,12 +364,12 @@ def _barrier(name: str) -> None:
 
 
 def _size(count: int) -> str:
-    for unit in ('B', 'KiB', 'MiB', 'GiB'):
-        if count < 1024 or unit == 'GiB':
-            return f'{count:.1f} {unit}' if unit != 'B' else f'{count} B'
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.1f} {unit}" if unit != "B" else f"{count} B"
         count /= 1024
 
 
 def _brief(error: BaseException) -> str:
-    text = ' '.join(str(error).split())
-    return f'{type(error).__name__}: {text[:200]}{"..." if len(text) > 200 else ""}'
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}{'...' if len(text) > 200 else ''}"

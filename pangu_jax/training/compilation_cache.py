@@ -11,11 +11,11 @@ import warnings
 
 def cache_folder() -> pathlib.Path:
     """The project's cache folder: $PANGU_JAX_CACHE, else the user's cache folder."""
-    value = os.environ.get('PANGU_JAX_CACHE', '')
-    if value and value.lower() not in ('off', '0', 'none'):
+    value = os.environ.get("PANGU_JAX_CACHE", "")
+    if value and value.lower() not in ("off", "0", "none"):
         return pathlib.Path(value).expanduser()
-    base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-    return pathlib.Path(base).expanduser() / 'pangu_jax'
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(base).expanduser() / "pangu_jax"
 
 
 def enable_compilation_cache() -> pathlib.Path | None:
@@ -26,34 +26,37 @@ def enable_compilation_cache() -> pathlib.Path | None:
     """
     import jax
 
-    if os.environ.get('PANGU_JAX_CACHE', '').lower() in ('off', '0', 'none'):
+    if os.environ.get("PANGU_JAX_CACHE", "").lower() in ("off", "0", "none"):
         return None
     if jax.config.jax_compilation_cache_dir:
         return pathlib.Path(jax.config.jax_compilation_cache_dir)
-    folder = cache_folder() / f'xla-{_machine()}'
+    folder = cache_folder() / f"xla-{_machine()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK)
     except OSError:
         writable = False
     if not writable:
-        warnings.warn(f'The compilation cache folder {folder} cannot be written; every start will '
-                      'compile anew. Set PANGU_JAX_CACHE to a folder that can.', stacklevel=2)
+        warnings.warn(
+            f"The compilation cache folder {folder} cannot be written; every start will "
+            "compile anew. Set PANGU_JAX_CACHE to a folder that can.",
+            stacklevel=2,
+        )
         return None
-    jax.config.update('jax_compilation_cache_dir', str(folder))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     return folder
 
 
 def _machine() -> str:
     """Short name of the processor's instruction set: CPU programs are compiled for it, and a
     home folder may be shared by unlike machines."""
-    flags = ''
+    flags = ""
     try:
-        for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
-            if line.startswith(('flags', 'Features')):
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
                 flags = line
                 break
     except OSError:
         flags = platform.processor()
-    return f'{platform.machine()}-{hashlib.sha256(flags.encode()).hexdigest()[:8]}'
+    return f"{platform.machine()}-{hashlib.sha256(flags.encode()).hexdigest()[:8]}"

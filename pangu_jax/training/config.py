@@ -41,24 +41,39 @@ class TrainConfig:
     checkpoint_every: int = 1000
     checkpoint_minutes: float | None = 10.0
     keep_checkpoints: int = 2
-    best_metric: str = 'ndcg@10'
-    best_mode: Literal['max', 'min'] = 'max'
+    best_metric: str = "ndcg@10"
+    best_mode: Literal["max", "min"] = "max"
     early_stopping_patience: int | None = None
-    nan_guard: Literal['stop', 'skip', 'off'] = 'stop'
+    nan_guard: Literal["stop", "skip", "off"] = "stop"
     prefetch: int = 2
-    progress: Literal['auto', 'bar', 'plain', 'none'] = 'auto'
+    progress: Literal["auto", "bar", "plain", "none"] = "auto"
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self):
-        for name in ('steps', 'steps_per_dispatch', 'grad_accumulation', 'log_every',
-                     'keep_checkpoints', 'prefetch'):
+        for name, allowed in (
+            ("best_mode", ("max", "min")),
+            ("nan_guard", ("stop", "skip", "off")),
+            ("progress", ("auto", "bar", "plain", "none")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}."
+                )
+        for name in (
+            "steps",
+            "steps_per_dispatch",
+            "grad_accumulation",
+            "log_every",
+            "keep_checkpoints",
+            "prefetch",
+        ):
             if getattr(self, name) < 1:
-                raise ValueError(f'{name} is {getattr(self, name)}; it must be 1 or more.')
-        for name in ('eval_every', 'checkpoint_every', 'seed'):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+        for name in ("eval_every", "checkpoint_every", "seed"):
             if getattr(self, name) < 0:
-                raise ValueError(f'{name} is {getattr(self, name)}; it must be 0 or more.')
-        for name in ('early_stopping_patience', 'checkpoint_minutes'):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
+        for name in ("early_stopping_patience", "checkpoint_minutes"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f'{name} is {value}; it must be above 0, or None for never.')
+                raise ValueError(f"{name} is {value}; it must be above 0, or None for never.")

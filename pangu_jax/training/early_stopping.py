@@ -18,7 +18,7 @@ class BestTracker:
     """
 
     metric: str
-    mode: str = 'max'
+    mode: str = "max"
     step: int = -1
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     bad_evaluations: int = 0
@@ -32,15 +32,17 @@ class BestTracker:
         """
         if self.metric not in metrics:
             close = difflib.get_close_matches(self.metric, metrics, n=1)
-            hint = f' Did you mean {close[0]!r}?' if close else ''
+            hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(
-                f'train.best_metric is {self.metric!r}, but evaluation returns '
-                f'{", ".join(sorted(metrics))}.{hint} Set --config.train.best_metric.')
+                f"train.best_metric is {self.metric!r}, but evaluation returns "
+                f"{', '.join(sorted(metrics))}.{hint} Set --config.train.best_metric."
+            )
         self.last_eval_step = step
         value = metrics[self.metric]
-        sign = 1.0 if self.mode == 'max' else -1.0
+        sign = 1.0 if self.mode == "max" else -1.0
         better = not math.isnan(value) and (
-            self.step < 0 or sign * value > sign * self.metrics[self.metric])
+            self.step < 0 or sign * value > sign * self.metrics[self.metric]
+        )
         if better:
             self.step, self.metrics, self.bad_evaluations = step, dict(metrics), 0
         else:

@@ -54,7 +54,7 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         text = str(error)
         # TensorStore reports the errno inside its own message.
-        if 'No space left on device' in text or 'Disk quota exceeded' in text:
+        if "No space left on device" in text or "Disk quota exceeded" in text:
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -37,14 +37,15 @@ class LogWindow:
 
     def take(self) -> dict[str, float]:
         """The window's means; the window starts anew."""
+
         def mean(value: float, over: float) -> float:
             return value / over if over else math.nan
 
-        values = {'loss': mean(self.total, self.weight)}
+        values = {"loss": mean(self.total, self.weight)}
         values |= {name: mean(value, self.weight) for name, value in self.metrics.items()}
-        values['grad_norm'] = mean(self.grad_norm, self.steps)
+        values["grad_norm"] = mean(self.grad_norm, self.steps)
         if self.skipped:
-            values['skipped'] = self.skipped
+            values["skipped"] = self.skipped
         self.__init__()
         return values
 

@@ -24,21 +24,30 @@ from pangu_jax.parallel.sharding import (
     unbox,
 )
 from pangu_jax.training.agreement import largest, same_numbers
+from pangu_jax.training.cadence import (
+    checkpoint_due,
+    dispatch_size,
+    evaluation_due,
+    log_due,
+)
 from pangu_jax.training.checkpoint import Checkpoints
 from pangu_jax.training.compilation_cache import enable_compilation_cache
 from pangu_jax.training.config import TrainConfig
 from pangu_jax.training.early_stopping import BestTracker
-from pangu_jax.training.errors import DataExhaustedError, TrainingError
+from pangu_jax.training.errors import DataExhaustedError
 from pangu_jax.training.log_window import LogWindow
 from pangu_jax.training.metrics_writer import MetricsWriter, read_metrics
 from pangu_jax.training.nonfinite import report_nonfinite
 from pangu_jax.training.optimizer import build_optimizer, build_schedule
 from pangu_jax.training.prefetch import Fetched, Prefetcher, iterator_state
 from pangu_jax.training.progress import Progress, Throughput, short_line
-from pangu_jax.training.signals import StopRequested, StopSignals
+from pangu_jax.training.signals import StopRequested, StopSignals, exit_code
+from pangu_jax.training.stacking import check_rows, stack_batches
 from pangu_jax.training.state import TrainState, create_state
 from pangu_jax.training.step import LossFn, StepOutputs, make_dispatch
 from pangu_jax.training.workdir import Workdir
+
+_END = object()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,21 +67,32 @@ class FitResult:
     signal: int | None = None
     stopped_early: bool = False
 
+    @property
+    def exit_code(self) -> int:
+        """For the shell: 0, or 128 + signal number after an interruption."""
+        return exit_code(self.signal) if self.interrupted else 0
+
 
 class _Dispatch:
     """A dispatch on its way: where it starts, its host batches, its outputs on the device."""
 
-    def __init__(self, start: int, fetched: list[Fetched], state_before: Any,
-                 outputs: StepOutputs):
+    def __init__(self, start: int, fetched: list[Fetched], state_before: Any, outputs: StepOutputs):
         self.start, self.fetched, self.state_before = start, fetched, state_before
         self.outputs = outputs
 
 
-def fit(*, init_fn: Callable[[jax.Array], Any], loss_fn: LossFn, dataset: Iterable,
-        config: TrainConfig, workdir, mesh: Mesh | None = None,
-        evaluate: Callable[[Any, int], dict[str, float]] | None = None,
-        describe_batch: Callable[[Any], dict[str, float]] | None = None,
-        rules: Rules = DEFAULT_RULES) -> FitResult:
+def fit(
+    *,
+    init_fn: Callable[[jax.Array], Any],
+    loss_fn: LossFn,
+    dataset: Iterable,
+    config: TrainConfig,
+    workdir,
+    mesh: Mesh | None = None,
+    evaluate: Callable[[Any, int], dict[str, float]] | None = None,
+    describe_batch: Callable[[Any], dict[str, float]] | None = None,
+    rules: Rules = DEFAULT_RULES,
+) -> FitResult:
     """Trains, or continues training, in a work directory.
 
     Args:
@@ -102,7 +122,8 @@ def fit(*, init_fn: Callable[[jax.Array], Any], loss_fn: LossFn, dataset: Iterab
     with contextlib.ExitStack() as stack:
         if not isinstance(workdir, Workdir):
             workdir = stack.enter_context(
-                Workdir.open(workdir, {'train': dataclasses.asdict(config)}, seed=config.seed))
+                Workdir.open(workdir, {"train": dataclasses.asdict(config)}, seed=config.seed)
+            )
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(_logical_rules(rules))
         signals = stack.enter_context(StopSignals())
@@ -150,48 +171,56 @@ class _Run:
             self.data_state = iterator_state(self.iterator)
         # Bests of a future that a killed process saw: this run decides about them anew.
         self.best.prune(above=self.tracker.last_eval_step)
-        dispatch = make_dispatch(loss_fn, optimizer, accumulation=config.grad_accumulation,
-                                 guard=config.nan_guard)
+        dispatch = make_dispatch(
+            loss_fn, optimizer, accumulation=config.grad_accumulation, guard=config.nan_guard
+        )
         fixed = replicated(mesh)
-        self.dispatch = jax.jit(dispatch, donate_argnums=(0,),
-                                out_shardings=(shardings, fixed, fixed))
+        self.dispatch = jax.jit(
+            dispatch, donate_argnums=(0,), out_shardings=(shardings, fixed, fixed)
+        )
         self.bad_step = jax.device_put(jnp.int32(-1), fixed)
         first = jax.process_index() == 0
         self.writer = MetricsWriter(
             self.workdir.metrics_file if first else None,
             self.workdir.tensorboard if first else None,
-            resume_step=self.step, resume_eval_step=self.tracker.last_eval_step)
-        self.progress = Progress(config.steps, self.step,
-                                 mode=config.progress if first else 'none')
+            resume_step=self.step,
+            resume_eval_step=self.tracker.last_eval_step,
+        )
+        self.progress = Progress(config.steps, self.step, mode=config.progress if first else "none")
 
     def _restore(self, target: TrainState) -> None:
         restored = self.latest.restore(target)
         self.step, self.state = restored.step, restored.state
         extra = restored.extra
         self.tracker = dataclasses.replace(
-            BestTracker.from_json(extra['tracker']),
-            metric=self.config.best_metric, mode=self.config.best_mode)
-        self.window = LogWindow.from_json(extra['window'])
+            BestTracker.from_json(extra["tracker"]),
+            metric=self.config.best_metric,
+            mode=self.config.best_mode,
+        )
+        self.window = LogWindow.from_json(extra["window"])
         self.data_state = restored.data
         if self._finished():
             return
-        if restored.data is not None and hasattr(self.iterator, 'set_state'):
+        if restored.data is not None and hasattr(self.iterator, "set_state"):
             self.iterator.set_state(restored.data)
         else:
-            for _ in range(self.step):
-                next(self.iterator)
+            for done in range(self.step):
+                if next(self.iterator, _END) is _END:
+                    raise self._exhausted(done)
 
     # The loop
 
     def train(self) -> FitResult:
         config = self.config
         if self._finished() and not self._eval_due():
-            self.progress.say(f'This run is already finished: {self.step} of {config.steps} steps'
-                              f'{" (stopped early)" if self.step < config.steps else ""}. Raise '
-                              '--config.train.steps to train on, or choose another --workdir.')
+            self.progress.say(
+                f"This run is already finished: {self.step} of {config.steps} steps"
+                f"{' (stopped early)' if self.step < config.steps else ''}. Raise "
+                "--config.train.steps to train on, or choose another --workdir."
+            )
             return self._result(None)
         if self.step:
-            self.progress.say(f'Continuing from step {self.step} of {config.steps}.')
+            self.progress.say(f"Continuing from step {self.step} of {config.steps}.")
         if self._eval_due() and not self._evaluate():
             return self._stop()
         self.prefetcher = Prefetcher(self.iterator, config.prefetch * config.steps_per_dispatch)
@@ -205,7 +234,7 @@ class _Run:
             self.latest.check()
             # Signals and clocks differ between processes, saving is a collective matter.
             stop, late = largest(self.signals.received or 0, self._minutes_are_up())
-            save = late or self._checkpoint_due()
+            save = late or checkpoint_due(self.config, self.step)
             if stop or save or self._eval_due() or self.step >= config.steps:
                 # From here on the host needs the numbers of every step done.
                 self._read(flying)
@@ -222,11 +251,11 @@ class _Run:
 
     def _launch(self) -> _Dispatch:
         """Starts the next dispatch; the device may still be busy with the one before."""
-        size, start = self._dispatch_size(), self.step
+        size, start = dispatch_size(self.config, self.step), self.step
         fetched = [self._next(start + i) for i in range(size)]
-        host = jax.tree.map(lambda *rows: np.stack(rows), *(f.batch for f in fetched))
+        host = stack_batches([f.batch for f in fetched])
         if not self.compiled:
-            self._check_rows(host)
+            check_rows(host, self.config, self.mesh)
         batches = global_batch(host, self.mesh, batch_axis=1)
         compiling = size not in self.compiled
         if compiling:
@@ -238,7 +267,7 @@ class _Run:
             self.meter.reset()
             self.meter.start()
         else:
-            self.meter.add({'steps': size})
+            self.meter.add({"steps": size})
             if self.describe_batch is not None:
                 for item in fetched:
                     self.meter.add(self.describe_batch(item.batch))
@@ -252,19 +281,19 @@ class _Run:
         for i in range(len(dispatch.fetched)):
             step = dispatch.start + i
             row = jax.tree.map(lambda x, i=i: float(x[i]), values)
-            if not row.applied and self.config.nan_guard == 'stop':
+            if not row.applied and self.config.nan_guard == "stop":
                 self._fail_nonfinite(dispatch, i, row)
             self.window.add(row)
             done = step + 1
-            if done % self.config.log_every == 0 or done == self.config.steps:
+            if log_due(self.config, done):
                 self._log(done)
         self.progress.update(dispatch.start + len(dispatch.fetched), self._progress_text)
 
     def _log(self, done: int) -> None:
         values = self.window.take()
-        values['learning_rate'] = float(self.schedule(done - 1))
+        values["learning_rate"] = float(self.schedule(done - 1))
         self.last_values = values
-        self.writer.write(done, 'train', values, {'unix': time.time(), **self.meter.rates()})
+        self.writer.write(done, "train", values, {"unix": time.time(), **self.meter.rates()})
         self.last_rates = self.meter.rates()
         self.meter.reset()
 
@@ -273,10 +302,10 @@ class _Run:
 
     def _progress_text(self) -> str:
         rates = self.meter.rates() or self.last_rates
-        shown = {'loss': self.last_values['loss']} if 'loss' in self.last_values else {}
-        shown |= {name.replace('_per_second', '/s'): rate for name, rate in rates.items()}
+        shown = {"loss": self.last_values["loss"]} if "loss" in self.last_values else {}
+        shown |= {name.replace("_per_second", "/s"): rate for name, rate in rates.items()}
         if self.tracker.step >= 0:
-            shown[f'best {self.tracker.metric}'] = self.tracker.metrics[self.tracker.metric]
+            shown[f"best {self.tracker.metric}"] = self.tracker.metrics[self.tracker.metric]
         return short_line(shown)
 
     def _next(self, step: int) -> Fetched:
@@ -287,9 +316,10 @@ class _Run:
 
     def _exhausted(self, step: int) -> DataExhaustedError:
         return DataExhaustedError(
-            f'The training data ended after {step} batches, but train.steps is '
-            f'{self.config.steps}; repeat the data set (.repeat()), or lower '
-            f'--config.train.steps to {step}.')
+            f"The training data ended after {step} batches, but train.steps is "
+            f"{self.config.steps}; repeat the data set (.repeat()), or lower "
+            f"--config.train.steps to {step}."
+        )
 
     # Evaluation, saving, stopping
 
@@ -303,9 +333,11 @@ class _Run:
         metrics = same_numbers({name: float(value) for name, value in metrics.items()})
         better = self.tracker.update(self.step, metrics)
         seconds = time.perf_counter() - started
-        self.writer.write(self.step, 'eval', metrics, {'unix': time.time(), 'seconds': seconds})
-        self.progress.say(f'step {self.step}  {short_line(metrics)}  ({seconds:.1f} s)'
-                          f'{"  best so far" if better else ""}')
+        self.writer.write(self.step, "eval", metrics, {"unix": time.time(), "seconds": seconds})
+        self.progress.say(
+            f"step {self.step}  {short_line(metrics)}  ({seconds:.1f} s)"
+            f"{'  best so far' if better else ''}"
+        )
         if better:
             self.best.save(self.state, extra=self._extra(), params_only=True)
             # A restart continues from `latest`; it must know about the new best.
@@ -315,31 +347,32 @@ class _Run:
     def _save(self) -> None:
         """Saves the current step; afterwards superseded bests are no longer needed."""
         self.latest.wait()
+        self.best.wait()
         steps = self.latest.steps()
         if steps and self.best.steps():
-            self.best.wait()
-            self.best.prune(below=self.latest.read_extra(steps[-1])['tracker']['step'])
+            self.best.prune(below=self.latest.read_extra(steps[-1])["tracker"]["step"])
         self.writer.flush()
         self.latest.save(self.state, extra=self._extra(), data=self.data_state)
         self.last_save = time.monotonic()
 
     def _extra(self) -> dict[str, Any]:
-        return {'tracker': self.tracker.to_json(), 'window': self.window.to_json()}
+        return {"tracker": self.tracker.to_json(), "window": self.window.to_json()}
 
     def _stop(self) -> FitResult:
-        number, = largest(self.signals.received or 0)
+        (number,) = largest(self.signals.received or 0)
         self._save()
         self.latest.wait()
         self.best.wait()
-        self.progress.say(f'Stopped after step {self.step} of {self.config.steps}; everything is '
-                          'saved. Run the same command again to continue.')
+        self.progress.say(
+            f"Stopped after step {self.step} of {self.config.steps}; everything is "
+            "saved. Run the same command again to continue."
+        )
         return self._result(number)
 
     def _fail_nonfinite(self, dispatch: _Dispatch, index: int, row: StepOutputs) -> None:
         # The guard froze the state before this batch; put step and data back there as well.
         self.step = dispatch.start + index
-        self.data_state = (dispatch.fetched[index - 1].state if index else
-                           dispatch.state_before)
+        self.data_state = dispatch.fetched[index - 1].state if index else dispatch.state_before
         self._save()
         self.latest.wait()
         report_nonfinite(self.workdir.path, self.step, dispatch.fetched[index].batch, row)
@@ -348,9 +381,14 @@ class _Run:
         self.writer.flush()
         history = read_metrics(self.workdir.metrics_file) if jax.process_index() == 0 else []
         return FitResult(
-            state=self.state, best_step=self.tracker.step, best_metrics=self.tracker.metrics,
-            history=history, interrupted=number is not None, signal=number,
-            stopped_early=number is None and self.step < self.config.steps)
+            state=self.state,
+            best_step=self.tracker.step,
+            best_metrics=self.tracker.metrics,
+            history=history,
+            interrupted=number is not None,
+            signal=number,
+            stopped_early=number is None and self.step < self.config.steps,
+        )
 
     def close(self) -> None:
         for part in (self.prefetcher, self.latest, self.best, self.writer, self.progress):
@@ -360,46 +398,18 @@ class _Run:
     # When
 
     def _finished(self) -> bool:
-        return (self.step >= self.config.steps
-                or self.tracker.should_stop(self.config.early_stopping_patience))
+        return self.step >= self.config.steps or self.tracker.should_stop(
+            self.config.early_stopping_patience
+        )
 
     def _eval_due(self) -> bool:
-        if self.evaluate is None or self.step == 0 or self.tracker.last_eval_step >= self.step:
-            return False
-        every = self.config.eval_every
-        return self.step >= self.config.steps or bool(every) and self.step % every == 0
-
-    def _checkpoint_due(self) -> bool:
-        every = self.config.checkpoint_every
-        return bool(every) and self.step % every == 0
+        return self.evaluate is not None and evaluation_due(
+            self.config, self.step, self.tracker.last_eval_step
+        )
 
     def _minutes_are_up(self) -> bool:
         minutes = self.config.checkpoint_minutes
         return minutes is not None and time.monotonic() - self.last_save > 60 * minutes
-
-    def _dispatch_size(self) -> int:
-        """steps_per_dispatch, or 1 if a boundary comes sooner. It depends on the step only, so an
-        interrupted run repeats the same calls."""
-        config = self.config
-        left = config.steps - self.step
-        for every in (config.eval_every, config.checkpoint_every):
-            if every:
-                left = min(left, every - self.step % every)
-        return config.steps_per_dispatch if left >= config.steps_per_dispatch else 1
-
-    def _check_rows(self, host: Any) -> None:
-        ways = self.mesh.shape['data'] * self.config.grad_accumulation
-        for path, array in jax.tree_util.tree_flatten_with_path(host)[0]:
-            if array.ndim < 2:
-                raise TrainingError(f'Batch array {jax.tree_util.keystr(path)} has no rows; every '
-                                    'array of a batch needs the batch as its first axis.')
-            rows = array.shape[1] * jax.process_count()
-            if rows % ways:
-                raise TrainingError(
-                    f'A batch has {rows} rows, which cannot be divided over '
-                    f'train.mesh.data={self.mesh.shape["data"]} times '
-                    f'train.grad_accumulation={self.config.grad_accumulation}; make '
-                    f'data.batch_size a multiple of {ways}.')
 
 
 def _logical_rules(rules: Rules):

@@ -29,7 +29,7 @@ class Prefetcher:
         self._iterator = iterator
         self._queue: queue.Queue = queue.Queue(maxsize=max(depth, 1))
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name='prefetch', daemon=True)
+        self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
         self._thread.start()
 
     def next(self) -> Fetched:
@@ -69,4 +69,4 @@ class Prefetcher:
 
 def iterator_state(iterator: Any) -> Any:
     """The iterator's place (JSON-ready or bytes), or None if it cannot say."""
-    return iterator.get_state() if hasattr(iterator, 'get_state') else None
+    return iterator.get_state() if hasattr(iterator, "get_state") else None

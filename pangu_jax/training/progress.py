@@ -50,8 +50,9 @@ class Throughput:
             seconds += self._clock() - self._since
         if seconds <= 0:
             return {}
-        return {f'{name}_per_second': count / seconds for name, count in self._counts.items()
-                if count}
+        return {
+            f"{name}_per_second": count / seconds for name, count in self._counts.items() if count
+        }
 
 
 class Progress:
@@ -64,30 +65,31 @@ class Progress:
       every: seconds between plain lines.
     """
 
-    def __init__(self, total: int, start: int = 0, *, mode: str = 'auto', every: float = 10.0,
-                 stream=None):
+    def __init__(
+        self, total: int, start: int = 0, *, mode: str = "auto", every: float = 10.0, stream=None
+    ):
         self._stream = stream or sys.stderr
-        if mode == 'auto':
-            mode = 'bar' if self._stream.isatty() else 'plain'
+        if mode == "auto":
+            mode = "bar" if self._stream.isatty() else "plain"
         self._total, self._every, self._mode = total, every, mode
         self._last = time.monotonic()
         self._bar: Any = None
-        if mode == 'bar':
+        if mode == "bar":
             self._start_bar(start)
 
     def update(self, step: int, text: Callable[[], str]) -> None:
         """Shows that `step` steps are done; `text` is called only if it is shown."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=text())
-        elif self._mode == 'plain' and time.monotonic() - self._last >= self._every:
+        elif self._mode == "plain" and time.monotonic() - self._last >= self._every:
             self._last = time.monotonic()
-            self._print(f'step {step}/{self._total}  {text()}')
+            self._print(f"step {step}/{self._total}  {text()}")
 
     def say(self, line: str) -> None:
         """Shows a line that stays, such as an evaluation's result."""
         if self._bar is not None:
             self._bar.console.print(line, highlight=False, markup=False)
-        elif self._mode != 'none':
+        elif self._mode != "none":
             self._print(line)
 
     def close(self) -> None:
@@ -110,9 +112,14 @@ class Progress:
         from rich.progress import Progress as RichProgress
 
         self._bar = RichProgress(
-            TextColumn('train'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn('{task.fields[text]}'), console=Console(file=self._stream))
-        self._task = self._bar.add_task('train', total=self._total, completed=start, text='')
+            TextColumn("train"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=Console(file=self._stream),
+        )
+        self._task = self._bar.add_task("train", total=self._total, completed=start, text="")
         self._bar.start()
 
 
@@ -120,6 +127,6 @@ def short_line(values: dict[str, Any], limit: int = 6) -> str:
     """'loss 1.234  ndcg@10 0.0567' from metric values."""
     parts = []
     for name, value in list(values.items())[:limit]:
-        shown = f'{value:.4g}' if isinstance(value, float) else str(value)
-        parts.append(f'{name} {shown}')
-    return '  '.join(parts)
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        parts.append(f"{name} {shown}")
+    return "  ".join(parts)

@@ -54,8 +54,11 @@ class StopSignals:
         _received = number
         name = signal.Signals(number).name
         # os.write is safe inside a handler, print is not.
-        os.write(2, f'\n{name} received: finishing the current step and saving '
-                    '(send it again to abort at once)\n'.encode())
+        os.write(
+            2,
+            f"\n{name} received: finishing the current step and saving "
+            "(send it again to abort at once)\n".encode(),
+        )
 
     @property
     def received(self) -> int | None:

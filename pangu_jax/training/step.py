@@ -31,8 +31,9 @@ class StepOutputs(NamedTuple):
     applied: jax.Array
 
 
-def loss_and_grad(loss_fn: LossFn, params: Any, batch: Any, rng: jax.Array,
-                  accumulation: int = 1) -> tuple[LossSums, Any]:
+def loss_and_grad(
+    loss_fn: LossFn, params: Any, batch: Any, rng: jax.Array, accumulation: int = 1
+) -> tuple[LossSums, Any]:
     """Sums over the batch and the gradient of total / weight.
 
     With A > 1 micro-batches, totals, weights and gradients are summed before the one division,
@@ -51,7 +52,10 @@ def loss_and_grad(loss_fn: LossFn, params: Any, batch: Any, rng: jax.Array,
     else:
         micro = jax.tree.map(
             lambda x: jnp.swapaxes(
-                x.reshape(x.shape[0] // accumulation, accumulation, *x.shape[1:]), 0, 1), batch)
+                x.reshape(x.shape[0] // accumulation, accumulation, *x.shape[1:]), 0, 1
+            ),
+            batch,
+        )
 
         def body(carry, xs):
             index, part = xs
@@ -66,8 +70,13 @@ def loss_and_grad(loss_fn: LossFn, params: Any, batch: Any, rng: jax.Array,
     return sums, jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
 
 
-def make_dispatch(loss_fn: LossFn, optimizer: optax.GradientTransformation, *,
-                  accumulation: int = 1, guard: str = 'stop') -> Callable[..., Any]:
+def make_dispatch(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulation: int = 1,
+    guard: str = "stop",
+) -> Callable[..., Any]:
     """Function (state, bad_step, batches stacked [K, R, ...]) -> (state, bad_step, StepOutputs).
 
     `bad_step` is int32, -1 until a step's loss or gradient norm is not finite. guard='stop': from
@@ -84,17 +93,20 @@ def make_dispatch(loss_fn: LossFn, optimizer: optax.GradientTransformation, *,
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         applied = jnp.bool_(True)
-        if guard != 'off':
+        if guard != "off":
             finite = jnp.isfinite(sums.total) & jnp.isfinite(grad_norm)
-            applied = finite & (bad_step < 0) if guard == 'stop' else finite
+            applied = finite & (bad_step < 0) if guard == "stop" else finite
             params, opt_state = jax.tree.map(
                 lambda new, old: jnp.where(applied, new, old),
-                (params, opt_state), (state.params, state.opt_state))
-            if guard == 'stop':
+                (params, opt_state),
+                (state.params, state.opt_state),
+            )
+            if guard == "stop":
                 bad_step = jnp.where(~finite & (bad_step < 0), state.step, bad_step)
-        advance = applied if guard == 'stop' else True
-        state = TrainState(step=state.step + jnp.int32(advance), params=params,
-                           opt_state=opt_state, rng=state.rng)
+        advance = applied if guard == "stop" else True
+        state = TrainState(
+            step=state.step + jnp.int32(advance), params=params, opt_state=opt_state, rng=state.rng
+        )
         outputs = StepOutputs(sums.total, sums.weight, sums.metrics, grad_norm, applied)
         return (state, bad_step), jax.tree.map(lambda x: x.astype(jnp.float32), outputs)
 

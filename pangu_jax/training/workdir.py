@@ -26,11 +26,17 @@ from pangu_jax.training.errors import DiskFullError, WorkdirError, is_disk_full
 # What may differ between the config of a run and the one that continues it: how far, how often
 # it reports and saves, on which devices. Everything else would make it another run.
 ALLOWED_CHANGES = (
-    'train.steps', 'train.log_every', 'train.checkpoint_every', 'train.checkpoint_minutes',
-    'train.keep_checkpoints', 'train.nan_guard', 'train.mesh.*', 'train.progress',
-    'train.early_stopping_patience',
+    "train.steps",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.checkpoint_minutes",
+    "train.keep_checkpoints",
+    "train.nan_guard",
+    "train.mesh.*",
+    "train.progress",
+    "train.early_stopping_patience",
 )
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 class Workdir:
@@ -45,8 +51,14 @@ class Workdir:
         self._lock: int | None = None
 
     @classmethod
-    def open(cls, path, config: Any, *, allowed_changes: Sequence[str] = ALLOWED_CHANGES,
-             seed: int | None = None) -> Workdir:
+    def open(
+        cls,
+        path,
+        config: Any,
+        *,
+        allowed_changes: Sequence[str] = ALLOWED_CHANGES,
+        seed: int | None = None,
+    ) -> Workdir:
         """Creates or reopens a work directory for training, and locks it.
 
         Args:
@@ -72,19 +84,21 @@ class Workdir:
 
             refused = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
             if refused and error is None:
-                error = WorkdirError(f'Process 0 could not open the work directory {self.path}; '
-                                     'its message says why.')
+                error = WorkdirError(
+                    f"Process 0 could not open the work directory {self.path}; "
+                    "its message says why."
+                )
         if error is not None:
             raise error
         return self
 
-    config_file = property(lambda self: self.path / 'config.json')
-    metrics_file = property(lambda self: self.path / 'metrics.jsonl')
-    tensorboard = property(lambda self: self.path / 'tensorboard')
-    latest = property(lambda self: self.path / 'checkpoints' / 'latest')
-    best = property(lambda self: self.path / 'checkpoints' / 'best')
-    report = property(lambda self: self.path / 'report')
-    run_info_file = property(lambda self: self.path / 'run_info.json')
+    config_file = property(lambda self: self.path / "config.json")
+    metrics_file = property(lambda self: self.path / "metrics.jsonl")
+    tensorboard = property(lambda self: self.path / "tensorboard")
+    latest = property(lambda self: self.path / "checkpoints" / "latest")
+    best = property(lambda self: self.path / "checkpoints" / "best")
+    report = property(lambda self: self.path / "report")
+    run_info_file = property(lambda self: self.path / "run_info.json")
 
     def read_config(self) -> dict[str, Any]:
         """The configuration this directory was made with.
@@ -95,12 +109,15 @@ class Workdir:
         try:
             return json.loads(self.config_file.read_text())
         except FileNotFoundError:
-            raise WorkdirError(f'{self.path} is not a work directory: it has no config.json. Train '
-                               'first, or point --workdir at a directory that training wrote.'
-                               ) from None
+            raise WorkdirError(
+                f"{self.path} is not a work directory: it has no config.json. Train "
+                "first, or point --workdir at a directory that training wrote."
+            ) from None
         except json.JSONDecodeError as error:
-            raise WorkdirError(f'{self.config_file} is not valid JSON ({error}); restore it or '
-                               'choose another --workdir.') from error
+            raise WorkdirError(
+                f"{self.config_file} is not valid JSON ({error}); restore it or "
+                "choose another --workdir."
+            ) from error
 
     def close(self) -> None:
         """Releases the lock."""
@@ -118,8 +135,10 @@ class Workdir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise WorkdirError(f'The work directory {self.path} cannot be created '
-                               f'({error.strerror}); choose another --workdir.') from error
+            raise WorkdirError(
+                f"The work directory {self.path} cannot be created "
+                f"({error.strerror}); choose another --workdir."
+            ) from error
         self._acquire()
         self._check_config(config, allowed)
         self._write_run_info(seed)
@@ -127,22 +146,25 @@ class Workdir:
     def _acquire(self) -> None:
         # flock belongs to the open file, so the system releases it however the process ends.
         try:
-            handle = os.open(self.path / '.lock', os.O_RDWR | os.O_CREAT, 0o644)
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise WorkdirError(f'The work directory {self.path} cannot be written '
-                               f'({error.strerror}); choose another --workdir.') from error
+            raise WorkdirError(
+                f"The work directory {self.path} cannot be written "
+                f"({error.strerror}); choose another --workdir."
+            ) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            owner = os.pread(handle, 1000, 0).decode(errors='replace').strip() or 'unknown'
+            owner = os.pread(handle, 1000, 0).decode(errors="replace").strip() or "unknown"
             os.close(handle)
             raise WorkdirError(
-                f'The work directory {self.path} is in use by another process ({owner}). Wait for '
-                'it to end, or choose another --workdir.') from error
+                f"The work directory {self.path} is in use by another process ({owner}). Wait for "
+                "it to end, or choose another --workdir."
+            ) from error
         self._lock = handle
         try:
             os.ftruncate(handle, 0)
-            os.pwrite(handle, f'pid {os.getpid()} on host {socket.gethostname()}'.encode(), 0)
+            os.pwrite(handle, f"pid {os.getpid()} on host {socket.gethostname()}".encode(), 0)
         except OSError:
             pass  # The text is a courtesy; the lock itself holds on a full disk too.
 
@@ -152,19 +174,22 @@ class Workdir:
             refused = []
             for key, (before, now) in differing_keys(old, config).items():
                 fine = any(fnmatch.fnmatchcase(key, pattern) for pattern in allowed)
-                if fine and key == 'train.steps' and _is_less(now, before):
+                if fine and key == "train.steps" and _is_less(now, before):
                     fine = self._steps_done() <= now
                 if not fine:
-                    refused.append(f'{key} was {before!r}, now {now!r}')
+                    refused.append(f"{key} was {before!r}, now {now!r}")
             if refused:
-                shown = '; '.join(refused[:5])
-                more = f'; and {len(refused) - 5} more' if len(refused) > 5 else ''
+                shown = "; ".join(refused[:5])
+                more = f"; and {len(refused) - 5} more" if len(refused) > 5 else ""
                 raise WorkdirError(
-                    f'The work directory {self.path} was made with another config: {shown}{more}. '
-                    'Use the same values to continue, or another --workdir to start anew.')
+                    f"The work directory {self.path} was made with another config: {shown}{more}. "
+                    "Use the same values to continue, or another --workdir to start anew."
+                )
         elif self._steps_done() >= 0:
-            raise WorkdirError(f'{self.path} holds checkpoints but no config.json, so it cannot be '
-                               'told whether they belong to this run; choose another --workdir.')
+            raise WorkdirError(
+                f"{self.path} holds checkpoints but no config.json, so it cannot be "
+                "told whether they belong to this run; choose another --workdir."
+            )
         write_json(self.config_file, config)
 
     def _steps_done(self) -> int:
@@ -173,24 +198,26 @@ class Workdir:
 
     def _write_run_info(self, seed: int | None) -> None:
         try:
-            starts = json.loads(self.run_info_file.read_text())['starts']
+            starts = json.loads(self.run_info_file.read_text())["starts"]
         except (OSError, ValueError, KeyError):
             starts = []
         devices = jax.devices()
-        starts.append({
-            'time': time.strftime('%Y-%m-%dT%H:%M:%S%z'),
-            'command': shlex.join([sys.executable, *sys.argv]),
-            'seed': seed,
-            'python': platform.python_version(),
-            'versions': {name: _version(name) for name in _PACKAGES},
-            'platform': platform.platform(),
-            'cpus': os.cpu_count(),
-            'backend': jax.default_backend(),
-            'devices': len(devices),
-            'device_kind': devices[0].device_kind,
-            'processes': jax.process_count(),
-        })
-        write_json(self.run_info_file, {'starts': starts[-100:]})
+        starts.append(
+            {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "command": shlex.join([sys.executable, *sys.argv]),
+                "seed": seed,
+                "python": platform.python_version(),
+                "versions": {name: _version(name) for name in _PACKAGES},
+                "platform": platform.platform(),
+                "cpus": os.cpu_count(),
+                "backend": jax.default_backend(),
+                "devices": len(devices),
+                "device_kind": devices[0].device_kind,
+                "processes": jax.process_count(),
+            }
+        )
+        write_json(self.run_info_file, {"starts": starts[-100:]})
 
 
 def write_json(path, value: Any) -> None:
@@ -198,11 +225,12 @@ def write_json(path, value: Any) -> None:
     path = pathlib.Path(path)
     temporary = None
     try:
-        with tempfile.NamedTemporaryFile('w', dir=path.parent, prefix=f'.{path.name}.',
-                                         delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
             temporary = file.name
             json.dump(value, file, indent=1)
-            file.write('\n')
+            file.write("\n")
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -211,8 +239,10 @@ def write_json(path, value: Any) -> None:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
         if is_disk_full(error):
-            raise DiskFullError(f'The disk is full: {path} could not be written. Nothing was lost; '
-                                'free some room and run the same command again.') from error
+            raise DiskFullError(
+                f"The disk is full: {path} could not be written. Nothing was lost; "
+                "free some room and run the same command again."
+            ) from error
         raise
 
 

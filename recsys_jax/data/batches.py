@@ -194,9 +194,14 @@ def pairwise_dataset(
       grain.IterDataset of {'users', 'positives', 'negatives'}, int32 [B] (or [K, B]).
 
     Raises:
-      DataError: no interactions, or a user who has touched every item.
+      DataError: no interactions, a source on disk, or a user who has touched every item.
     """
     _positive(batch_size=batch_size, dispatch=dispatch)
+    if not isinstance(source, UserSequences):
+        raise DataError(
+            "BPR batches need the log in memory (UserSequences); out-of-core data serves the "
+            "sequential models only."
+        )
     users, items, _ = training_interactions(source, examples)
     if not len(users):
         raise DataError("There are no training examples; see data.split and data.min_user_events.")

@@ -92,11 +92,14 @@ def preprocess(
         work.mkdir(exist_ok=True)
         _write_json(work / "fingerprint.json", fingerprint)
         frame = scan_table(path, kind, separator, infer_rows=10_000)
+        first_row = 2 if kind == "csv" else 1
         wanted = {r: getattr(columns, r) for r in ("user", "item", "timestamp")}
         require_columns(frame.collect_schema().names(), wanted, str(path))
-        frame = _typed(frame.select(**{role: name for role, name in wanted.items()}), str(path))
+        frame = _typed(
+            frame.select(**{role: name for role, name in wanted.items()}), str(path), first_row
+        )
         try:
-            _count(frame, work, str(path), kind, min_user_events, report)
+            _count(frame, work, str(path), first_row, min_user_events, report)
             plan = _plan(work, shard_events)
             histogram = _partition(frame, work, plan, time_scale, report)
         except _polars_error() as error:
@@ -145,7 +148,7 @@ def _polars_error() -> type[Exception]:
     return pl.exceptions.PolarsError
 
 
-def _typed(frame: pl.LazyFrame, source: str) -> pl.LazyFrame:
+def _typed(frame: pl.LazyFrame, source: str, first_row: int) -> pl.LazyFrame:
     """Ids as Int64 or String, times as Int64 or Float64."""
     import polars as pl
 
@@ -164,17 +167,17 @@ def _typed(frame: pl.LazyFrame, source: str) -> pl.LazyFrame:
         number = pl.col("timestamp").cast(pl.Float64, strict=False)
         bad = frame.select("timestamp").with_row_index("row").filter(number.is_null())
         row = bad.head(1).collect(engine="streaming")
-        where = (
-            f" row {row['row'][0] + 2}: timestamp {row['timestamp'][0]!r} is"
-            if len(row)
-            else (": timestamps are")
-        )
-        raise DataError(f"{source}{where} not a number. Times must be numbers >= 0.")
+        if len(row):
+            raise DataError(
+                f"{source} row {row['row'][0] + first_row}: timestamp {row['timestamp'][0]!r} is "
+                "not a number. Times must be numbers >= 0."
+            )
+        casts.append(number)
     return frame.with_columns(casts)
 
 
 def _count(
-    frame: pl.LazyFrame, work: Path, source: str, kind: str, min_events: int, report: Callable
+    frame: pl.LazyFrame, work: Path, source: str, first_row: int, min_events: int, report: Callable
 ) -> None:
     """Pass 1: checks the columns and writes the vocabularies and counts."""
     import polars as pl
@@ -196,7 +199,7 @@ def _count(
     if num_bad:
         rows = frame.with_row_index("row").filter(bad).head(1).collect(engine="streaming")
         row = rows.row(0, named=True)
-        number = row.pop("row") + (2 if kind == "csv" else 1)
+        number = row.pop("row") + first_row
         raise DataError(
             f"{source} row {number}: {row} has a missing id, or a timestamp that is missing, NaN "
             f"or negative ({num_bad} such rows)."

@@ -156,10 +156,14 @@ def ratings(name: str) -> dict[str, Any]:
             columns["title"] = "movie_title"
         rows = [[record[c] for c in columns.values()] for record in source]
         data = {
-            role: [v.decode() if isinstance(v, bytes) else v.item() for v in values]
+            role: [v.decode() if isinstance(v, bytes) else v for v in values]
             for role, values in zip(columns, zip(*rows, strict=True), strict=True)
         }
-        about = {"licence": builder.info.license or "", "citation": builder.info.citation or ""}
+        licence = builder.info.as_proto.redistribution_info.license
+        about = {
+            "licence": licence or f"{name}: terms of use at {builder.info.homepage}",
+            "citation": builder.info.citation or "",
+        }
         frame = pl.DataFrame(data).with_columns(
             pl.lit(text).alias(key) for key, text in about.items()
         )

@@ -28,7 +28,7 @@ _NAMES = {
         "recommendation_counts",
     ),
     "predictions": ("PredictionError", "write_predictions"),
-    "ranking": ("NOT_RANKED", "Ranking", "rank_targets_and_topk", "top_k_exact"),
+    "ranking": ("NOT_RANKED", "Ranking", "rank_targets_and_topk"),
     "report": ("RecommendationExample", "Report", "print_table", "write_report"),
     "sharded": ("pad_rows", "rank_targets_and_topk_sharded"),
     "summary": ("ModelEntry", "ModelSummary", "ReportError", "read_curves", "summarise"),

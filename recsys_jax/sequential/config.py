@@ -73,12 +73,13 @@ class PredictConfig:
 
     k: int = 10
     histories: str | None = None  # CSV, Parquet or JSONL with the log's column names
-    unknown_items: str = "error"  # error | skip: items that training never saw
+    unknown: str = "error"  # error | skip: items that training never saw
+    request_time: int | None = None  # time of the request; default: each user's last event
     output: str | None = None  # default: <workdir>/predictions/<model>.parquet; .csv works too
     model: str | None = None  # label of one model; default: the first
 
     def __post_init__(self):
-        check_choice("predict.unknown_items", self.unknown_items, ("error", "skip"))
+        check_choice("predict.unknown", self.unknown, ("error", "skip"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,7 +110,13 @@ class ExperimentConfig:
 
 
 # Keys of a model's entry that change its training instead of its architecture.
-OVERRIDES = ("learning_rate", "weight_decay", "batch_size", "steps", "eval_every")
+OVERRIDES = {
+    "learning_rate": float,
+    "weight_decay": float,
+    "batch_size": int,
+    "steps": int,
+    "eval_every": int,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +140,9 @@ def model_entry(model: str, config: Any = None, **overrides: Any) -> dict[str, A
     `config` is an instance of the model's config class (default: its defaults).
     """
     config = model_spec(model).config_class() if config is None else config
-    entry = {"model": model} | dataclasses.asdict(config) | dict.fromkeys(OVERRIDES)
-    entry.pop("max_len", None)  # one place for it: config.batch.max_len
-    return entry | overrides
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    fields.pop("max_len", None)  # one place for it: config.batch.max_len
+    return {"model": model} | fields | {key: overrides.get(key) for key in OVERRIDES}
 
 
 def resolve_entries(config: ExperimentConfig) -> list[Entry]:

@@ -15,7 +15,7 @@ from pangu_jax.config.resolve import to_dict
 from pangu_jax.parallel.mesh import make_mesh
 from pangu_jax.parallel.sharding import abstract_with_shardings
 from pangu_jax.training import FitResult, Workdir, fit
-from pangu_jax.training.checkpoint import load_params
+from pangu_jax.training.load import load_params
 from pangu_jax.training.workdir import write_json
 from recsys_jax.data.splits import Examples, training_interactions
 from recsys_jax.evaluation.evaluator import EvaluationResult, Evaluator
@@ -133,10 +133,7 @@ class Run:
         return params
 
     def _popularity(self) -> np.ndarray:
-        sequences, train = self.data.sequences, self.data.split.train
-        stops = train.target + 1
-        _, items = training_interactions(sequences, train)
-        _, times = sequences.ranges(train.user, train.begin, stops)
+        _, items, times = training_interactions(self.data.sequences, self.data.split.train)
         return popularity_table(items, times, self.data.num_items, self.entry.config)
 
     def test(

@@ -43,8 +43,8 @@ class _Tile:
         )  # fmt: skip
         self.dt = self.time = self.position = self.bias = None
         if spec.time:
-            self.dt = jnp.abs(
-                ops.vector(query_meta.at[2], query_axis) - ops.vector(key_meta.at[1], key_axis)
+            self.dt = common.time_difference(
+                ops.vector(query_meta.at[2], query_axis), ops.vector(key_meta.at[1], key_axis)
             )
             self.low, self.high = refs['buckets'][0, b, i, j], refs['buckets'][1, b, i, j]
         self._ops, self._refs, self._spec, self._delta = ops, refs, spec, i - j
@@ -94,6 +94,10 @@ def _tensor_scratch(spec, operands, names, group, lead=()):
     }
 
 
+def _copy_counter(operands, group):
+    return lambda names: common.count_copies([operands[name] for name in names], group)
+
+
 def _call(spec, body, grid, names, operands, out_type, scratch):
     """Launch `body(refs, outputs, scratch)` with dictionaries instead of positions."""
 
@@ -126,12 +130,13 @@ def row_gradients(spec, prepared, q, k, v, g_sem, g_time, table, toeplitz):
     """
     ops = common.Ops(spec)
     separate_time = spec.time and not spec.added
-    group = spec.group(spec.width_qk if spec.semantic else spec.width_v)
+    group = spec.group(max(spec.width_qk, spec.width_v))
     groups, c = spec.heads // group, spec.tiles
     operands = _named(
         spec, prepared, table, toeplitz,
         q=q, k=k, v=v, g_sem=g_sem, g_time=g_time if separate_time else None,
     )  # fmt: skip
+    copies = _copy_counter(operands, group)
     own = _tensor_scratch(spec, operands, ('q', 'g_sem', 'g_time'), group)
     streamed = _tensor_scratch(spec, operands, ('k', 'v'), group)
     stages = common.fit_stages(spec, own, streamed, extra=TABLE * TILE * 4 if spec.time else 0)
@@ -143,12 +148,12 @@ def row_gradients(spec, prepared, q, k, v, g_sem, g_time, table, toeplitz):
         dw_out = outs.pop(0) if spec.time else None
         i = c - 1 - lax.axis_index('i')
         g, b = lax.axis_index('g'), lax.axis_index('b')
-        heads, rows = pl.ds(g * group, group), pl.ds(i * TILE, TILE)
+        rows = pl.ds(i * TILE, TILE)
         first, last = refs['span'][b, i, 0], refs['span'][b, i, 1]
         barrier = scratch['own_barrier']
         plgpu.copy_gmem_to_smem(refs['meta'].at[b, i], scratch['own_meta'], barrier)
         for name in own:
-            plgpu.copy_gmem_to_smem(refs[name].at[b, heads, rows], scratch[name], barrier)
+            common.copy_in(refs[name], g, group, b, rows, scratch[name], barrier)
         if spec.time:
             scratch['dw'][...] = jnp.zeros((TABLE, TILE), jnp.float32)
         plgpu.barrier_wait(barrier)
@@ -158,9 +163,7 @@ def row_gradients(spec, prepared, q, k, v, g_sem, g_time, table, toeplitz):
             source = pl.ds(j * TILE, TILE)
             plgpu.copy_gmem_to_smem(refs['meta'].at[b, j], scratch['meta'].at[slot], ready)
             for name in streamed:
-                plgpu.copy_gmem_to_smem(
-                    refs[name].at[b, heads, source], scratch[name].at[slot], ready
-                )
+                common.copy_in(refs[name], g, group, b, source, scratch[name].at[slot], ready)
 
         def compute(*dq):
             ops.clear(*dq)
@@ -204,7 +207,7 @@ def row_gradients(spec, prepared, q, k, v, g_sem, g_time, table, toeplitz):
             scratch['dw_sum'][...] = ops.matrix(scratch['dw']).sum(axis=1)
         plgpu.commit_smem()
         if spec.semantic:
-            plgpu.copy_smem_to_gmem(scratch['q'], dq_out.at[b, heads, rows])
+            common.copy_out(scratch['q'], dq_out, g, group, b, rows)
         if spec.time:
             plgpu.copy_smem_to_gmem(scratch['dw_sum'], dw_out.at[b, g, i])
         plgpu.wait_smem_to_gmem(0)
@@ -213,8 +216,8 @@ def row_gradients(spec, prepared, q, k, v, g_sem, g_time, table, toeplitz):
         **own, **streamed,
         'own_meta': plgpu.SMEM((3, TILE), jnp.int32),
         'meta': plgpu.SMEM((stages, 3, TILE), jnp.int32),
-        'own_barrier': plgpu.Barrier(num_arrivals=1 + len(own)),
-        'ready': plgpu.Barrier(num_arrivals=1 + len(streamed), num_barriers=stages),
+        'own_barrier': plgpu.Barrier(num_arrivals=1 + copies(own)),
+        'ready': plgpu.Barrier(num_arrivals=1 + copies(streamed), num_barriers=stages),
     }  # fmt: skip
     out_type = []
     if spec.semantic:
@@ -232,11 +235,9 @@ def row_gradients(spec, prepared, q, k, v, g_sem, g_time, table, toeplitz):
 
 def _add_by_bucket(ops, dw, values, tile, theta):
     """dw[c] += row sums of `values` where the bucket is c, for the buckets of the tile."""
-    # The largest int32 shares its bucket with its neighbour, and is the end mark of theta.
-    dt = jnp.minimum(tile.dt, jnp.int32(2**31 - 2))
 
     def step(c, carry):
-        inside = (dt >= theta[c]) & (dt < theta[c + 1])
+        inside = (tile.dt >= theta[c]) & (tile.dt < theta[c + 1])
         old = ops.row_vector(dw.at[c])
         new = old + jnp.where(inside, values, 0.0).sum(axis=1)
         # Four lanes hold each row: none may store before the others have read.
@@ -261,6 +262,7 @@ def key_gradients(spec, prepared, q, k, v, g_sem, g_time, g_pos, table, toeplitz
         g_time=g_time if separate else None, g_pos=g_pos if separate else None,
     )  # fmt: skip
     moving = ('q', 'g_sem', 'g_time', 'g_pos')
+    copies = _copy_counter(operands, group)
     own = _tensor_scratch(spec, operands, ('k', 'v'), group)
     streamed = _tensor_scratch(spec, operands, moving, group)
     stages = common.fit_stages(spec, own, streamed)
@@ -269,12 +271,12 @@ def key_gradients(spec, prepared, q, k, v, g_sem, g_time, g_pos, table, toeplitz
     def body(refs, outs, scratch):
         j = lax.axis_index('j')  # Early tiles are seen by the most queries and come first.
         g, b = lax.axis_index('g'), lax.axis_index('b')
-        heads, rows = pl.ds(g * group, group), pl.ds(j * TILE, TILE)
+        rows = pl.ds(j * TILE, TILE)
         first, last = refs['span'][b, j, 2], refs['span'][b, j, 3]
         barrier = scratch['own_barrier']
         plgpu.copy_gmem_to_smem(refs['meta'].at[b, j], scratch['own_meta'], barrier)
         for name in own:
-            plgpu.copy_gmem_to_smem(refs[name].at[b, heads, rows], scratch[name], barrier)
+            common.copy_in(refs[name], g, group, b, rows, scratch[name], barrier)
         plgpu.barrier_wait(barrier)
 
         def issue(i, slot):
@@ -282,9 +284,7 @@ def key_gradients(spec, prepared, q, k, v, g_sem, g_time, g_pos, table, toeplitz
             source = pl.ds(i * TILE, TILE)
             plgpu.copy_gmem_to_smem(refs['meta'].at[b, i], scratch['meta'].at[slot], ready)
             for name in streamed:
-                plgpu.copy_gmem_to_smem(
-                    refs[name].at[b, heads, source], scratch[name].at[slot], ready
-                )
+                common.copy_in(refs[name], g, group, b, source, scratch[name].at[slot], ready)
 
         def compute(*accumulators):
             ops.clear(*accumulators)
@@ -324,17 +324,17 @@ def key_gradients(spec, prepared, q, k, v, g_sem, g_time, g_pos, table, toeplitz
             if spec.semantic:
                 scratch['k'].at[h][...] = results[group + h].astype(spec.dtype)
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(scratch['v'], outs[0].at[b, heads, rows])
+        common.copy_out(scratch['v'], outs[0], g, group, b, rows)
         if spec.semantic:
-            plgpu.copy_smem_to_gmem(scratch['k'], outs[1].at[b, heads, rows])
+            common.copy_out(scratch['k'], outs[1], g, group, b, rows)
         plgpu.wait_smem_to_gmem(0)
 
     scratch = {
         **own, **streamed,
         'own_meta': plgpu.SMEM((3, TILE), jnp.int32),
         'meta': plgpu.SMEM((stages, 3, TILE), jnp.int32),
-        'own_barrier': plgpu.Barrier(num_arrivals=1 + len(own)),
-        'ready': plgpu.Barrier(num_arrivals=1 + len(streamed), num_barriers=stages),
+        'own_barrier': plgpu.Barrier(num_arrivals=1 + copies(own)),
+        'ready': plgpu.Barrier(num_arrivals=1 + copies(streamed), num_barriers=stages),
     }  # fmt: skip
     out_type = [common.struct(v.shape, spec.dtype)]
     if spec.semantic:
@@ -365,6 +365,7 @@ def position_gradient(spec, prepared, q, k, v, g_sem, g_pos, table, toeplitz, le
         group = spec.group(spec.width_v)
     groups = spec.heads // group
     operands = _named(spec, prepared, table, toeplitz, **tensors)
+    copies = _copy_counter(operands, group)
     streamed = _tensor_scratch(spec, operands, tuple(tensors), group)
     stages = common.fit_stages(spec, {}, streamed, extra=TILE * TILE * 4)
     streamed = _tensor_scratch(spec, operands, tuple(tensors), group, (stages,))
@@ -386,8 +387,8 @@ def position_gradient(spec, prepared, q, k, v, g_sem, g_pos, table, toeplitz, le
                 plgpu.copy_gmem_to_smem(refs['meta'].at[b, tile], scratch[name].at[slot], ready)
             for name in streamed:
                 tile = i - d if name in ('k', 'v') else i
-                source = refs[name].at[b, pl.ds(g * group, group), pl.ds(tile * TILE, TILE)]
-                plgpu.copy_gmem_to_smem(source, scratch[name].at[slot], ready)
+                source = pl.ds(tile * TILE, TILE)
+                common.copy_in(refs[name], g, group, b, source, scratch[name].at[slot], ready)
 
         def consume(t, slot, total):
             plgpu.barrier_wait(scratch['ready'].at[slot])
@@ -422,7 +423,7 @@ def position_gradient(spec, prepared, q, k, v, g_sem, g_pos, table, toeplitz, le
         'query_meta': plgpu.SMEM((stages, 3, TILE), jnp.int32),
         'key_meta': plgpu.SMEM((stages, 3, TILE), jnp.int32),
         'out': plgpu.SMEM((TILE, TILE), jnp.float32),
-        'ready': plgpu.Barrier(num_arrivals=2 + len(streamed), num_barriers=stages),
+        'ready': plgpu.Barrier(num_arrivals=2 + copies(streamed), num_barriers=stages),
     }
     out_type = [common.struct((c, shares, TILE, TILE), jnp.float32)]
     (parts,) = _call(spec, body, (c, shares), ('d', 'share'), operands, out_type, scratch)

@@ -31,7 +31,7 @@ TILE = 64
 # int32 time differences reach at most bucket 71; 128 is the next multiple of a WGMMA row tile.
 TABLE = 128
 # Widths a head is padded to. 32 bf16 values fill a 64-byte swizzle, 64 a 128-byte one.
-WIDTHS = (32, 64, 128, 256)
+WIDTHS = (32, 64, 128)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def fit_stages(spec, own, streamed, extra=0):
     """Ring slots that fit the shared memory of a block (227 KiB on Hopper, less a margin)."""
 
     def size(buffers):
-        return sum(int(np.prod(b.shape)) * jnp.dtype(b.dtype).itemsize for b in buffers.values())
+        return sum(int(np.prod(b.shape)) * 2 for b in buffers.values())  # 16-bit tensors.
 
     room = 216 * 1024 - extra - size(own)
     stages = min(spec.stages, room // max(size(streamed), 1))
@@ -206,6 +206,14 @@ def visible(ops, query_segment, key_segment, i, j, query_axis):
     """
     causal = ops.iota(query_axis) + i * TILE >= ops.iota(1 - query_axis) + j * TILE
     return (query_segment == key_segment) & (query_segment > 0) & causal
+
+
+def time_difference(query_times, key_times):
+    """|query - key|, where the largest int32 (the end mark of theta) becomes its neighbour.
+
+    Both lie in bucket 71, so nothing is lost.
+    """
+    return jnp.minimum(jnp.abs(query_times - key_times), np.int32(2**31 - 2))
 
 
 def time_bias(ops, spec, dt, low, high, theta, table):
@@ -358,6 +366,34 @@ def position_tiles(position_weights, tiles):
 def table_weights(time_weights):
     """float32 [128]: the reachable part of the time table, zero padded."""
     return _pad_axis(time_weights.astype(jnp.float32)[:TABLE], 0, TABLE)
+
+
+def _pieces(tensor, g, group, b, rows, buffer):
+    """Source and target of each copy of a [group, 64, width] slice.
+
+    TMA describes at most five dimensions, and widths above 64 need two for the swizzle: those
+    heads go one by one.
+    """
+    if group == 1 or tensor.shape[-1] > 64:
+        return [(tensor.at[b, g * group + h, rows], buffer.at[h]) for h in range(group)]
+    return [(tensor.at[b, pl.ds(g * group, group), rows], buffer)]
+
+
+def count_copies(tensors, group):
+    """Barrier arrivals of `copy_in` over the tensors."""
+    return sum(group if x.shape[-1] > 64 else 1 for x in tensors)
+
+
+def copy_in(tensor, g, group, b, rows, buffer, barrier):
+    """Start the copies of head group g of a [B, H, N, width] tensor into shared memory."""
+    for source, target in _pieces(tensor, g, group, b, rows, buffer):
+        plgpu.copy_gmem_to_smem(source, target, barrier)
+
+
+def copy_out(buffer, tensor, g, group, b, rows):
+    """Start the copies of [group, 64, width] in shared memory to head group g of a tensor."""
+    for target, source in _pieces(tensor, g, group, b, rows, buffer):
+        plgpu.copy_smem_to_gmem(source, target)
 
 
 def ring(ops, first, last, stages, issue, consume, carry=None):

@@ -47,23 +47,22 @@ def forward(spec: common.Spec, prepared, q, k, v, table, toeplitz):
         g = lax.axis_index('g')
         b = lax.axis_index('b')
         first, last = span[b, i, 0], span[b, i, 1]
-        heads = pl.ds(g * group, group)
         own = pl.ds(i * TILE, TILE)
 
         common.load_tables(spec, {'theta': theta, 'table': table_ref}, scratch)
         barrier = scratch['own_barrier']
         plgpu.copy_gmem_to_smem(meta_gmem.at[b, i], scratch['own_meta'], barrier)
         if spec.semantic:
-            plgpu.copy_gmem_to_smem(q_gmem.at[b, heads, own], scratch['q'], barrier)
+            common.copy_in(q_gmem, g, group, b, own, scratch['q'], barrier)
         plgpu.barrier_wait(barrier)
 
         def issue(j, slot):
             ready = scratch['ready'].at[slot]
             rows = pl.ds(j * TILE, TILE)
             plgpu.copy_gmem_to_smem(meta_gmem.at[b, j], scratch['meta'].at[slot], ready)
-            plgpu.copy_gmem_to_smem(v_gmem.at[b, heads, rows], scratch['v'].at[slot], ready)
+            common.copy_in(v_gmem, g, group, b, rows, scratch['v'].at[slot], ready)
             if spec.semantic:
-                plgpu.copy_gmem_to_smem(k_gmem.at[b, heads, rows], scratch['k'].at[slot], ready)
+                common.copy_in(k_gmem, g, group, b, rows, scratch['k'].at[slot], ready)
 
         def compute(*accumulators):
             ops.clear(*accumulators)
@@ -78,7 +77,9 @@ def forward(spec: common.Spec, prepared, q, k, v, table, toeplitz):
                 )
                 time = position = None
                 if spec.time:
-                    dt = jnp.abs(ops.vector(own_meta.at[2], 0) - ops.vector(meta.at[1], 1))
+                    dt = common.time_difference(
+                        ops.vector(own_meta.at[2], 0), ops.vector(meta.at[1], 1)
+                    )
                     time = common.time_bias(
                         ops, spec, dt, buckets[0, b, i, j], buckets[1, b, i, j],
                         scratch['theta'], scratch['table'],
@@ -103,7 +104,7 @@ def forward(spec: common.Spec, prepared, q, k, v, table, toeplitz):
                             ops.mma(out[h], tile, values)
                 return carry
 
-            common.ring(ops, first, last, spec.stages, issue, consume)
+            common.ring(ops, first, last, stages, issue, consume)
             ops.wait()
             return [acc[...] for channel in sums if channel is not None for acc in channel]
 
@@ -120,19 +121,26 @@ def forward(spec: common.Spec, prepared, q, k, v, table, toeplitz):
 
     shape_v = (group, TILE, spec.width_v)
     shape_q = (group, TILE, spec.width_qk)
-    copies = 3 if spec.semantic else 2
+    stages = common.fit_stages(
+        spec, {'q': plgpu.SMEM(shape_q, spec.dtype)},
+        {'k': plgpu.SMEM(shape_q, spec.dtype), 'v': plgpu.SMEM(shape_v, spec.dtype)},
+        extra=TILE * spec.width_v * 2,
+    )  # fmt: skip
+    queries, moving = ([q], [k, v]) if spec.semantic else ([], [v])
     scratch = common.table_scratch(spec) | {
         'own_meta': plgpu.SMEM((3, TILE), jnp.int32),
-        'meta': plgpu.SMEM((spec.stages, 3, TILE), jnp.int32),
-        'v': common.swizzled((spec.stages, *shape_v), spec.dtype),
+        'meta': plgpu.SMEM((stages, 3, TILE), jnp.int32),
+        'v': common.swizzled((stages, *shape_v), spec.dtype),
         'out': common.swizzled(shape_v[1:], spec.dtype),
-        'own_barrier': plgpu.Barrier(num_arrivals=copies - 1),
-        'ready': plgpu.Barrier(num_arrivals=copies, num_barriers=spec.stages),
+        'own_barrier': plgpu.Barrier(num_arrivals=1 + common.count_copies(queries, group)),
+        'ready': plgpu.Barrier(
+            num_arrivals=1 + common.count_copies(moving, group), num_barriers=stages
+        ),
     }
     operands = [v, prepared.meta, prepared.span, prepared.buckets, prepared.theta]
     if spec.semantic:
         scratch['q'] = common.swizzled(shape_q, spec.dtype)
-        scratch['k'] = common.swizzled((spec.stages, *shape_q), spec.dtype)
+        scratch['k'] = common.swizzled((stages, *shape_q), spec.dtype)
         operands = [q, k, *operands]
     operands += [table] if spec.time else []
     operands += [toeplitz] if spec.position else []

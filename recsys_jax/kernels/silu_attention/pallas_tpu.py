@@ -79,9 +79,13 @@ def block_ranges(segment_ids: jax.Array, block: int) -> tuple[jax.Array, jax.Arr
     return first_key.astype(jnp.int32), last_query.astype(jnp.int32)
 
 
-def default_block(n: int) -> int:
-    """Tile edge: 256 from 1,024 positions on, else 128."""
-    return 256 if n >= 1024 else 128
+def default_block(n: int, heads: int) -> int:
+    """Tile edge: 256 from 1,024 positions on for up to two heads, else 128.
+
+    The heads are unrolled inside a tile: with large tiles and many heads the program, and the
+    time to compile it, grow past use.
+    """
+    return 256 if n >= 1024 and heads <= 2 else 128
 
 
 def silu_attention_pallas_tpu(
@@ -108,7 +112,7 @@ def silu_attention_pallas_tpu(
     batch, n, heads, width = v.shape
     if v.dtype not in (jnp.float32, jnp.bfloat16):
         raise NotImplementedError(f'the TPU kernel takes float32 and bfloat16, not {v.dtype}')
-    block = block or default_block(n)
+    block = block or default_block(n, heads)
     v_lanes = lane_groups(heads, width)
     q_lanes = None if q is None else lane_groups(heads, q.shape[-1])
     for lanes in (v_lanes, q_lanes):

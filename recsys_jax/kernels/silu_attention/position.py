@@ -12,39 +12,42 @@ MIN_BLOCK = 64
 MAX_BLOCKS = 4
 
 
-def toeplitz_rows(weights: jax.Array, start: int, stop: int) -> jax.Array:
-    """Rows start..stop of the lower-triangular matrix with entry (i, j) = weights[i - j].
+def toeplitz_rows(
+    weights: jax.Array, start: int | jax.Array, rows: int, columns: int
+) -> jax.Array:
+    """Rows start.. of the lower-triangular matrix with entry (i, j) = weights[i - j].
 
-    Built from tiles and reshapes only: reverse-mode differentiation then turns into sums along
-    diagonals, without gather or scatter. Source: specification section 5.4.
+    Built from one slice, tiles and reshapes: reverse-mode differentiation then turns into sums
+    along diagonals, without gather or scatter. Source: specification section 5.4.
 
     Args:
-      weights: [P], P >= stop.
-      start: first row.
-      stop: one past the last row.
+      weights: [P], P >= start + rows.
+      start: first row; may be traced.
+      rows: number of rows.
+      columns: number of columns, from column 0.
 
     Returns:
-      [stop - start, stop] of the type of `weights`; zero where j > i.
+      [rows, columns] of the type of `weights`; zero where j > i.
     """
-    rows = stop - start
-    line = jnp.concatenate([weights[:stop][::-1], jnp.zeros((rows,), weights.dtype)])
-    width = stop + rows - 1
+    padded = jnp.concatenate([weights[::-1], jnp.zeros((columns,), weights.dtype)])
+    width = columns + rows - 1
+    first = weights.shape[0] - rows - start
+    line = jax.lax.dynamic_slice_in_dim(padded, first, width)
+    line = jnp.pad(line, (0, 1))
     return jnp.tile(line, rows)[: rows * width].reshape(rows, width)[:, rows - 1 :]
 
 
 def diagonal_sums(matrix: jax.Array) -> jax.Array:
-    """Sums along the diagonals i - j = 0, 1, ... of the last rows of a square matrix.
-
-    Args:
-      matrix: [m, n], rows n - m .. n - 1 of an [n, n] matrix (m = n: all of it).
+    """Sums along the diagonals of a [rows, columns] matrix.
 
     Returns:
-      [n]; entry d sums over (i, i - d). Transpose of `toeplitz_rows`.
+      [rows + columns - 1]; entry z sums over (r, c) with r - c = z - (columns - 1). Transpose of
+      `toeplitz_rows`: there the distance is start + r - c.
     """
-    rows, n = matrix.shape
+    rows, columns = matrix.shape
     wide = jnp.concatenate([matrix[:, ::-1], jnp.zeros((rows, rows), matrix.dtype)], axis=1)
-    width = n + rows - 1
-    return wide.reshape(-1)[: rows * width].reshape(rows, width).sum(0)[rows - 1 :]
+    width = columns + rows - 1
+    return wide.reshape(-1)[: rows * width].reshape(rows, width).sum(0)
 
 
 def extend(weights: jax.Array, n: int) -> jax.Array:
@@ -72,7 +75,7 @@ def position_channel(v: jax.Array, weights: jax.Array) -> jax.Array:
     out = []
     for start in range(0, n, block):
         stop = min(start + block, n)
-        rows = toeplitz_rows(weights, start, stop).astype(v.dtype)
+        rows = toeplitz_rows(weights, start, stop - start, stop).astype(v.dtype)
         product = jnp.einsum('ij,bjhd->bihd', rows, v[:, :stop], preferred_element_type=acc)
         out.append(product.astype(v.dtype))
     return jnp.concatenate(out, axis=1)

@@ -1,8 +1,10 @@
 """SiLU attention in plain XLA operations, tuned for CPU; the fallback everywhere.
 
 Forward and backward are written by hand: residuals are the inputs alone, the maps are recomputed.
-Rows go in unrolled blocks with static, causal column ranges, so memory is O(B H N block) and
-nothing above the diagonal block is touched. Two things matter on a CPU and explain the layout:
+Rows go in blocks with static, causal column ranges. Up to 512 positions the blocks are unrolled:
+they are independent, and XLA runs them on several cores at once. Beyond, up to eight unrolled
+groups of rows each loop over their blocks, which keeps memory at O(B H N block): unrolled blocks
+would all be live together. Two more things matter on a CPU and explain the layout:
 
 * [B, H, width, N] with N last: XLA's batched products run up to twice as fast with both operands
   transposed this way than with a narrow last dimension (width 25 or 50 against vector lanes of 16).
@@ -26,6 +28,9 @@ from recsys_jax.kernels.silu_attention.buckets import time_bucket
 from recsys_jax.kernels.silu_attention.output import SiluAttentionOutput
 from recsys_jax.kernels.silu_attention.position import diagonal_sums, extend, toeplitz_rows
 
+_UNROLLED = 512
+_MAX_GROUPS = 8
+
 
 class _Static(NamedTuple):
     scale: float
@@ -35,8 +40,8 @@ class _Static(NamedTuple):
 
 
 def default_block(n: int) -> int:
-    """Rows per block: 64 up to 1,024 positions, then a sixteenth, at most 256."""
-    return min(256, max(64, -(-n // 16 // 64) * 64))
+    """Rows per block."""
+    return 64 if n <= _UNROLLED else 128
 
 
 def silu_attention_xla(
@@ -82,142 +87,223 @@ def _heads_joined(x):
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
-def _blocks(n, block):
-    return [(start, min(start + block, n)) for start in range(0, n, block)]
+def _plan(n, block):
+    """[(first row, number of blocks, rows of a block, columns)]: loops where blocks > 1."""
+    if n <= _UNROLLED:
+        return [(i, 1, min(block, n - i), min(i + block, n)) for i in range(0, n, block)]
+    plan = []
+    rows = max(2, -(-n // _MAX_GROUPS // block)) * block
+    for start in range(0, n, rows):
+        stop = min(start + rows, n)
+        count, rest = divmod(stop - start, block)
+        if count:
+            plan.append((start, count, block, start + count * block))
+        if rest:
+            plan.append((stop - rest, 1, rest, stop))
+    return plan
 
 
-def _mask(static, segments, start, stop, keys_first):
-    """0/1 map of a row block: [1, ...] if causality is all, [B, ...] if packed."""
-    i, j = jnp.arange(start, stop), jnp.arange(stop)
-    if keys_first:
-        mask = (j[:, None] <= i[None, :])[None]
-        if static.packed:
-            mask = mask & (segments[:, :stop, None] == segments[:, None, start:stop])
-    else:
-        mask = (j[None, :] <= i[:, None])[None]
-        if static.packed:
-            mask = mask & (segments[:, start:stop, None] == segments[:, None, :stop])
-    return mask
+class _Context(NamedTuple):
+    """What every block of a group sees: columns 0.. of the keys, all tables."""
+
+    static: _Static
+    k: jax.Array | None
+    v: jax.Array
+    pw: jax.Array | None
+    tw: jax.Array | None
+    segments: jax.Array
+    ts: jax.Array | None
+    acc: jnp.dtype
+
+    def dot(self, equation, *operands):
+        return jnp.einsum(equation, *operands, preferred_element_type=self.acc)
+
+    def tiles(self, start, block, keys_first):
+        """Mask, position and time weights [1 or B, i, j] and time buckets of a block of rows."""
+        columns, rows = self.v.shape[-1], block['segments'].shape[-1]
+
+        def pairs(of_query, of_key, combine):
+            if keys_first:
+                return combine(of_query[:, None, :], of_key[:, :, None])
+            return combine(of_query[:, :, None], of_key[:, None, :])
+
+        i, j = start + jnp.arange(rows)[None], jnp.arange(columns)[None]
+        mask = pairs(i, j, jnp.greater_equal)
+        if self.static.packed:
+            mask = mask & pairs(block['segments'], self.segments, jnp.equal)
+        position = time = bucket = None
+        if self.pw is not None:
+            position = toeplitz_rows(self.pw, start, rows, columns).astype(self.acc)
+            position = (position.T if keys_first else position)[None]
+        if self.tw is not None:
+            dt = pairs(block['qt'], self.ts, jnp.subtract)
+            bucket = time_bucket(dt, self.tw.shape[0] - 1)
+            time = self.tw.astype(self.acc).at[bucket].get(mode='promise_in_bounds')
+        return mask, position, time, bucket
+
+    def logits(self, equation, first, second, position, time):
+        s = self.dot(equation, first, second)
+        if self.static.added:
+            for weights in (position, time):
+                s = s if weights is None else s + weights[:, None]
+        return s
 
 
-def _time_tile(tw, ts, qt, start, stop, keys_first, acc):
-    """Buckets and weights of a row block, [B, j, i] or [B, i, j]."""
-    if keys_first:
-        dt = qt[:, None, start:stop] - ts[:, :stop, None]
-    else:
-        dt = qt[:, start:stop, None] - ts[:, None, :stop]
-    bucket = time_bucket(dt, tw.shape[0] - 1)
-    return bucket, tw.astype(acc).at[bucket].get(mode='promise_in_bounds')
+def _context(static, k, v, pw, tw, segments, ts, columns):
+    def cut(x):
+        return None if x is None else x[..., :columns]
+
+    acc = jnp.promote_types(v.dtype, jnp.float32)
+    return _Context(static, cut(k), cut(v), pw, tw, segments[:, :columns], cut(ts), acc)
+
+
+def _loop(body, carry, by_rows, start, count, rows):
+    """body(carry, first row, the block's rows) over `count` blocks; outputs joined along rows.
+
+    by_rows: name -> [..., N], or None.
+    """
+    by_rows = {name: x for name, x in by_rows.items() if x is not None}
+    if count == 1:
+        return body(carry, start, {k: x[..., start : start + rows] for k, x in by_rows.items()})
+
+    def split(x):
+        x = x[..., start : start + count * rows].reshape(*x.shape[:-1], count, rows)
+        return jnp.moveaxis(x, -2, 0)
+
+    def step(carry, x):
+        at, block = x
+        return body(carry, start + at * rows, block)
+
+    xs = (jnp.arange(count), {name: split(x) for name, x in by_rows.items()})
+    carry, out = jax.lax.scan(step, carry, xs)
+    out = jax.tree.map(
+        lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], count * rows), out
+    )
+    return carry, out
 
 
 def _forward(static, q, k, v, pw, tw, segments, ts, qt):
     residuals = (q, k, v, pw, tw, segments, ts, qt)
-    dtype, acc = v.dtype, jnp.promote_types(v.dtype, jnp.float32)
-    dot = functools.partial(jnp.einsum, preferred_element_type=acc)
+    dtype = v.dtype
     batch, n, heads, width = v.shape
     q, k, v = _to_lanes(q), _to_lanes(k), _to_lanes(v)
-    joined = _heads_joined(v)
-    semantic, time, position = [], [], []
-    for start, stop in _blocks(n, static.block):
-        mask = _mask(static, segments, start, stop, keys_first=True)
-        weights_p = weights_t = None
-        if pw is not None:
-            weights_p = toeplitz_rows(pw, start, stop).T.astype(acc)[None]
-        if tw is not None:
-            _, weights_t = _time_tile(tw, ts, qt, start, stop, True, acc)
-        if q is not None:
-            s = dot('bhcj,bhci->bhji', k[..., :stop], q[..., start:stop])
-            if static.added:
-                for weights in (weights_p, weights_t):
-                    s = s if weights is None else s + weights[:, None]
-            a = jnp.where(mask[:, None], s * jax.nn.sigmoid(s) * static.scale, 0)
-            out = dot('bhdj,bhji->bhdi', v[..., :stop], a.astype(dtype))
-            semantic.append(out.astype(dtype))
-        if static.added:
-            continue
-        for weights, channel in ((weights_t, time), (weights_p, position)):
-            if weights is not None:
-                tile = jnp.broadcast_to(jnp.where(mask, weights, 0), (batch, stop, stop - start))
-                out = dot('bdj,bji->bdi', joined[..., :stop], tile.astype(dtype))
-                channel.append(out.astype(dtype))
+    rows_of = {'q': q, 'segments': segments, 'qt': qt}
+    parts = []
+    for start, count, rows, columns in _plan(n, static.block):
+        c = _context(static, k, v, pw, tw, segments, ts, columns)
+        joined = _heads_joined(c.v)
 
-    def join(parts):
-        if not parts:
-            return None
-        return _from_lanes(jnp.concatenate(parts, axis=-1).reshape(batch, heads, width, n))
+        def body(carry, start, block, c=c, joined=joined):
+            mask, position, time, _ = c.tiles(start, block, keys_first=True)
+            out = {}
+            if 'q' in block:
+                s = c.logits('bhcj,bhci->bhji', c.k, block['q'], position, time)
+                a = jnp.where(mask[:, None], s * jax.nn.sigmoid(s) * static.scale, 0)
+                out['semantic'] = c.dot('bhdj,bhji->bhdi', c.v, a.astype(dtype)).astype(dtype)
+            if not static.added:
+                for name, weights in (('time', time), ('position', position)):
+                    if weights is not None:
+                        tile = jnp.where(mask, weights, 0)
+                        tile = jnp.broadcast_to(tile, (batch, *tile.shape[1:])).astype(dtype)
+                        product = c.dot('bdj,bji->bdi', joined, tile).astype(dtype)
+                        out[name] = product.reshape(batch, heads, width, -1)
+            return carry, out
 
-    return SiluAttentionOutput(join(semantic), join(time), join(position)), residuals
+        parts.append(_loop(body, None, rows_of, start, count, rows)[1])
+    out = {
+        name: _from_lanes(jnp.concatenate([part[name] for part in parts], axis=-1))
+        for name in parts[0]
+    }
+    return SiluAttentionOutput(*(out.get(x) for x in SiluAttentionOutput._fields)), residuals
 
 
 def _backward(static, residuals, cotangents):
-    q0, k0, v0, pw, tw, segments, ts, qt = residuals
-    dtype, acc = v0.dtype, jnp.promote_types(v0.dtype, jnp.float32)
-    dot = functools.partial(jnp.einsum, preferred_element_type=acc)
-    batch, n, heads, width = v0.shape
-    q, k, v = _to_lanes(q0), _to_lanes(k0), _to_lanes(v0)
+    q, k, v, pw, tw, segments, ts, qt = residuals
+    dtype, acc = v.dtype, jnp.promote_types(v.dtype, jnp.float32)
+    batch, n, heads, width = v.shape
+    q, k, v = _to_lanes(q), _to_lanes(k), _to_lanes(v)
     g_sem, g_time, g_pos = (_to_lanes(g) for g in cotangents)
-    joined = _heads_joined(v)
     g_time, g_pos = (None if g is None else _heads_joined(g) for g in (g_time, g_pos))
-    dq, dk = [], None if q is None else jnp.zeros(k.shape, acc)
-    dv, dv_joined = jnp.zeros(v.shape, acc), jnp.zeros(joined.shape, acc)
-    dpw = None if pw is None else jnp.zeros(n, acc)
-    # One histogram per row: the scatter stays within a shard of the batch, and float32 sums
-    # stay short.
-    dtw = None if tw is None else jnp.zeros((batch, tw.shape[0]), acc)
+    rows_of = {
+        'q': q, 'segments': segments, 'qt': qt, 'g_sem': g_sem, 'g_time': g_time, 'g_pos': g_pos,
+    }  # fmt: skip
+    # One histogram per row of the batch: the scatter stays within a shard of the batch, and the
+    # float32 sums stay short.
     row = jnp.arange(batch)[:, None, None]
+    total = {'dv': jnp.zeros(v.shape, acc), 'dv_joined': jnp.zeros((batch, heads * width, n), acc)}
+    if q is not None:
+        total['dk'] = jnp.zeros(k.shape, acc)
+    if pw is not None:
+        total['dpw'] = jnp.zeros(n, acc)
+    if tw is not None:
+        total['dtw'] = jnp.zeros((batch, tw.shape[0]), acc)
+    dq = []
+    for start, count, rows, columns in _plan(n, static.block):
+        c = _context(static, k, v, pw, tw, segments, ts, columns)
+        joined = _heads_joined(c.v)
 
-    for start, stop in _blocks(n, static.block):
-        mask = _mask(static, segments, start, stop, keys_first=False)
-        weights_p = weights_t = bucket = None
-        if pw is not None:
-            weights_p = toeplitz_rows(pw, start, stop).astype(acc)[None]
+        def body(carry, start, block, c=c, joined=joined):
+            mask, position, time, bucket = c.tiles(start, block, keys_first=False)
+            carry, out = dict(carry), {}
+            d_position = d_time = None
+            if 'q' in block:
+                qi, gi = block['q'], block['g_sem']
+                s = c.logits('bhci,bhcj->bhij', qi, c.k, position, time)
+                sig = jax.nn.sigmoid(s)
+                da = c.dot('bhdi,bhdj->bhij', gi, c.v)
+                a = jnp.where(mask[:, None], s * sig * static.scale, 0).astype(dtype)
+                ds = jnp.where(mask[:, None], da * sig * (1 + s * (1 - sig)) * static.scale, 0)
+                if static.added and (position is not None or time is not None):
+                    d_time = d_position = ds.sum(1)  # [B, i, j]
+                ds = ds.astype(dtype)
+                out['dq'] = c.dot('bhcj,bhij->bhci', c.k, ds).astype(dtype)
+                carry['dk'] += c.dot('bhci,bhij->bhcj', qi, ds)
+                carry['dv'] += c.dot('bhdi,bhij->bhdj', gi, a)
+            if not static.added:
+                for name, weights in (('g_time', time), ('g_pos', position)):
+                    if weights is None:
+                        continue
+                    gi = block[name]
+                    tile = jnp.where(mask, weights, 0)
+                    tile = jnp.broadcast_to(tile, (batch, *tile.shape[1:])).astype(dtype)
+                    carry['dv_joined'] += c.dot('bdi,bij->bdj', gi, tile)
+                    d = jnp.where(mask, c.dot('bdi,bdj->bij', gi, joined), 0)
+                    d_time, d_position = (d, d_position) if name == 'g_time' else (d_time, d)
+            if time is not None:
+                carry['dtw'] = carry['dtw'].at[row, bucket].add(d_time, mode='promise_in_bounds')
+            if position is not None:
+                sums = diagonal_sums(d_position.sum(0))
+                old = jax.lax.dynamic_slice_in_dim(carry['dpw'], start, sums.size)
+                carry['dpw'] = jax.lax.dynamic_update_slice_in_dim(
+                    carry['dpw'], old + sums, start, 0
+                )
+            return carry, out
+
+        # Entry z of the group's position sums is distance z - (columns - 1).
+        sizes = {name: (*x.shape[:-1], columns) for name, x in total.items()}
         if tw is not None:
-            bucket, weights_t = _time_tile(tw, ts, qt, start, stop, False, acc)
-        d_position = d_time = None
+            sizes['dtw'] = total['dtw'].shape
+        if pw is not None:
+            sizes['dpw'] = (2 * columns,)
+        carry = {name: jnp.zeros(size, acc) for name, size in sizes.items()}
+        carry, out = _loop(body, carry, rows_of, start, count, rows)
         if q is not None:
-            qi, kj, gi = q[..., start:stop], k[..., :stop], g_sem[..., start:stop]
-            s = dot('bhci,bhcj->bhij', qi, kj)
-            if static.added:
-                for weights in (weights_p, weights_t):
-                    s = s if weights is None else s + weights[:, None]
-            sig = jax.nn.sigmoid(s)
-            da = dot('bhdi,bhdj->bhij', gi, v[..., :stop])
-            a = jnp.where(mask[:, None], s * sig * static.scale, 0).astype(dtype)
-            ds = jnp.where(mask[:, None], da * sig * (1 + s * (1 - sig)) * static.scale, 0)
-            if static.added and (pw is not None or tw is not None):
-                total = ds.sum(1)  # [B, i, j]
-                d_position = None if pw is None else total.sum(0)
-                d_time = None if tw is None else total
-            ds = ds.astype(dtype)
-            dq.append(dot('bhcj,bhij->bhci', kj, ds).astype(dtype))
-            dk = dk.at[..., :stop].add(dot('bhci,bhij->bhcj', qi, ds))
-            dv = dv.at[..., :stop].add(dot('bhdi,bhij->bhdj', gi, a))
-        if not static.added:
-            shape = (batch, stop - start, stop)
-            if tw is not None:
-                gi = g_time[..., start:stop]
-                tile = jnp.where(mask, weights_t, 0).astype(dtype)
-                dv_joined = dv_joined.at[..., :stop].add(dot('bdi,bij->bdj', gi, tile))
-                d_time = jnp.where(mask, dot('bdi,bdj->bij', gi, joined[..., :stop]), 0)
-            if pw is not None:
-                gi = g_pos[..., start:stop]
-                tile = jnp.broadcast_to(jnp.where(mask, weights_p, 0), shape).astype(dtype)
-                dv_joined = dv_joined.at[..., :stop].add(dot('bdi,bij->bdj', gi, tile))
-                d_position = jnp.where(mask, dot('bdi,bdj->bij', gi, joined[..., :stop]), 0).sum(0)
-        if d_time is not None:
-            dtw = dtw.at[row, bucket].add(d_time, mode='promise_in_bounds')
-        if d_position is not None:
-            dpw = dpw.at[:stop].add(diagonal_sums(d_position))
+            dq.append(out['dq'])
+        if pw is not None:
+            carry['dpw'] = carry['dpw'][columns - 1 : 2 * columns - 1]
+        for name, x in carry.items():
+            total[name] = total[name].at[..., : x.shape[-1]].add(x)
 
-    dv = (dv + dv_joined.reshape(v.shape)).astype(dtype)
-    if dpw is not None:
-        dpw = jnp.pad(dpw, (0, pw.shape[0] - n)).astype(pw.dtype)
+    dv = (total['dv'] + total['dv_joined'].reshape(v.shape)).astype(dtype)
+    dpw = None
+    if pw is not None:
+        dpw = jnp.pad(total['dpw'], (0, pw.shape[0] - n)).astype(pw.dtype)
     return (
         None if q is None else _from_lanes(jnp.concatenate(dq, axis=-1)),
-        None if q is None else _from_lanes(dk.astype(dtype)),
+        None if q is None else _from_lanes(total['dk'].astype(dtype)),
         _from_lanes(dv),
         dpw,
-        None if dtw is None else dtw.sum(0).astype(tw.dtype),
+        None if tw is None else total['dtw'].sum(0).astype(tw.dtype),
         None,
         None,
         None,

@@ -12,17 +12,23 @@ import time
 import numpy as np
 import pytest
 
-SCRIPT = pathlib.Path(__file__).with_name('tiny_run.py')
+SCRIPT = pathlib.Path(__file__).with_name("tiny_run.py")
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 def start(workdir, out, *flags):
-    env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-    env |= {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu',
-            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    env |= {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(workdir), str(out), '--per-dispatch', '4', *flags],
-        env=env, stderr=subprocess.PIPE, text=True)
+        [sys.executable, str(SCRIPT), str(workdir), str(out), "--per-dispatch", "4", *flags],
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(process):
@@ -33,7 +39,7 @@ def finish(process):
 
 def wait_for_step(workdir, least, process):
     """Blocks until the run has logged `least` steps."""
-    file = workdir / 'metrics.jsonl'
+    file = workdir / "metrics.jsonl"
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1]
@@ -41,19 +47,19 @@ def wait_for_step(workdir, least, process):
         if any(_step(line) >= least for line in lines):
             return
         time.sleep(0.01)
-    raise AssertionError('the run did not get going')
+    raise AssertionError("the run did not get going")
 
 
 def _step(line):
     try:
-        return json.loads(line)['step']
+        return json.loads(line)["step"]
     except ValueError:
         return -1
 
 
 def records(workdir):
-    lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != 'time'} for line in lines]
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]
 
 
 def assert_same_run(workdir, out, reference):
@@ -65,34 +71,34 @@ def assert_same_run(workdir, out, reference):
     assert records(workdir) == records(expected_dir)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('reference')
-    finish(start(folder / 'run', folder / 'out.npz'))
-    steps = [r['step'] for r in records(folder / 'run') if r['kind'] == 'eval']
+    folder = tmp_path_factory.mktemp("reference")
+    finish(start(folder / "run", folder / "out.npz"))
+    steps = [r["step"] for r in records(folder / "run") if r["kind"] == "eval"]
     assert steps == [15, 30, 45, 60]
-    return folder / 'run', folder / 'out.npz'
+    return folder / "run", folder / "out.npz"
 
 
 def test_sigterm_and_resume_is_bitwise_equal(tmp_path, reference):
-    run, out = tmp_path / 'run', tmp_path / 'out.npz'
-    process = start(run, out, '--slow', '0.06')
+    run, out = tmp_path / "run", tmp_path / "out.npz"
+    process = start(run, out, "--slow", "0.06")
     wait_for_step(run, random.choice([7, 14, 21]), process)
     delay = random.random() * 0.8
     time.sleep(delay)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, (delay, errors)
-    assert 'SIGTERM received' in errors
+    assert "SIGTERM received" in errors
     assert not out.exists()
     finish(start(run, out))
     assert_same_run(run, out, reference)
 
 
 def test_two_kills_and_resume_is_bitwise_equal(tmp_path, reference):
-    run, out = tmp_path / 'run', tmp_path / 'out.npz'
+    run, out = tmp_path / "run", tmp_path / "out.npz"
     for least in (14, 30):
-        process = start(run, out, '--slow', '0.06')
+        process = start(run, out, "--slow", "0.06")
         wait_for_step(run, least, process)
         time.sleep(random.random() * 0.8)
         process.kill()
@@ -100,5 +106,5 @@ def test_two_kills_and_resume_is_bitwise_equal(tmp_path, reference):
         assert process.returncode == -signal.SIGKILL
     finish(start(run, out))
     assert_same_run(run, out, reference)
-    leftovers = [p for p in (run / 'checkpoints').rglob('*') if 'tmp' in p.name]
+    leftovers = [p for p in (run / "checkpoints").rglob("*") if "tmp" in p.name]
     assert not leftovers

@@ -27,41 +27,56 @@ class Batches:
         x = np.random.default_rng(self.number).normal(size=(8, 4)).astype(np.float32)
         self.number += 1
         rows = slice(None) if self.parts == 1 else slice(4 * index, 4 * index + 4)
-        return {'x': x[rows], 'y': x.sum(1)[rows]}
+        return {"x": x[rows], "y": x.sum(1)[rows]}
 
     def get_state(self):
-        return {'number': self.number, 'process': index}
+        return {"number": self.number, "process": index}
 
     def set_state(self, state):
-        assert state['process'] == index
-        self.number = state['number']
+        assert state["process"] == index
+        self.number = state["number"]
 
 
 def loss(params, batch, rng):
-    error = batch['x'] @ params['w'] - batch['y']
-    return LossSums(jnp.sum(error ** 2), jnp.float32(error.shape[0]))
+    error = batch["x"] @ params["w"] - batch["y"]
+    return LossSums(jnp.sum(error**2), jnp.float32(error.shape[0]))
 
 
 def evaluate(params, step):
-    if mode == 'stop' and step == 6 and index == 1:
+    if mode == "stop" and step == 6 and index == 1:
         os.kill(os.getpid(), signal.SIGTERM)  # one process only; all must stop
-    return {'score': float(step) / 3 if index == 0 else 0.0}
+    return {"score": float(step) / 3 if index == 0 else 0.0}
 
 
-many = mode != 'single'
+many = mode != "single"
 if many:
-    assert initialize(DistributedConfig(f'127.0.0.1:{port}', 2, index))
-config = TrainConfig(steps=12, log_every=4, eval_every=3, checkpoint_every=5, best_metric='score',
-                     progress='none', mesh=MeshConfig(), optimizer=OptimizerConfig())
+    assert initialize(DistributedConfig(f"127.0.0.1:{port}", 2, index))
+config = TrainConfig(
+    steps=12,
+    log_every=4,
+    eval_every=3,
+    checkpoint_every=5,
+    best_metric="score",
+    progress="none",
+    mesh=MeshConfig(),
+    optimizer=OptimizerConfig(),
+)
 try:
-    result = fit(init_fn=lambda key: {'w': jax.random.normal(key, (4,))}, loss_fn=loss,
-                 dataset=Batches(2 if many else 1), config=config, workdir=workdir,
-                 evaluate=evaluate)
-    print(f'RESULT {int(result.state.step)} {result.interrupted} {result.best_step} '
-          f'{result.best_metrics["score"]!r} {np.asarray(result.state.params["w"]).tolist()}')
+    result = fit(
+        init_fn=lambda key: {"w": jax.random.normal(key, (4,))},
+        loss_fn=loss,
+        dataset=Batches(2 if many else 1),
+        config=config,
+        workdir=workdir,
+        evaluate=evaluate,
+    )
+    print(
+        f"RESULT {int(result.state.step)} {result.interrupted} {result.best_step} "
+        f"{result.best_metrics['score']!r} {np.asarray(result.state.params['w']).tolist()}"
+    )
     code = 0
 except TrainingError as error:
-    print(f'REFUSED {error}')
+    print(f"REFUSED {error}")
     code = 2
 sys.stdout.flush()
 if many:

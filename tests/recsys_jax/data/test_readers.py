@@ -230,6 +230,7 @@ def test_tfds_movielens_without_tensorflow(tmp_path, monkeypatch):
         log = load_log({"source": "tfds:movielens/1m-ratings"})
         assert log.item_ids.tolist() == [-1, 5, 70] and log.user_ids.tolist() == [1, 2]
         assert log.item_titles.tolist() == ["", "Five (1995)", "Seventy (1990)"]
+        assert "grouplens" in log.licence and "MovieLens" in log.citation
         events = zip(log.user, log.item, log.timestamp, log.rating, strict=True)
         expected = {(0, 2, 978300760, 5), (0, 1, 978302109, 3), (1, 1, 978301968, 4), (1, 2, 97, 1)}
         assert {tuple(map(int, e)) for e in events} == expected

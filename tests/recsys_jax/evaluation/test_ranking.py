@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys_jax.evaluation.ranking import NOT_RANKED, rank_targets_and_topk, top_k_exact
+from recsys_jax.evaluation.ranking import NOT_RANKED, rank_targets_and_topk
 
 
 def oracle(users, table, targets, history, k, allowed=None):
@@ -52,7 +52,7 @@ CASES = [  # items, batch, dim, history, k, block
     (33, 3, 2, 40, 33, 32),  # last block holds two rows; some users keep no candidate
     (300, 5, 3, 100, 20, 32),
     (700, 4, 3, 7, 3, None),
-    (2000, 4, 3, 7, 3, None),  # one block, two-stage top-k
+    (2000, 4, 3, 7, 3, None),  # one block
     (100, 1, 1, 1, 1, 32),
     (500, 6, 2, 1500, 5, 96),  # more history entries than one chunk
 ]
@@ -197,14 +197,6 @@ def test_bfloat16_inputs_rank_like_their_float32_values():
     )
     np.testing.assert_array_equal(got.ranks, want[0])
     np.testing.assert_array_equal(got.topk_items, want[1])
-
-
-@pytest.mark.parametrize("n,k", [(5000, 7), (5001, 1), (1024, 8), (100, 100)])
-def test_two_stage_top_k_equals_lax(n, k):
-    scores = np.random.default_rng(n).integers(0, 40, (6, n)).astype(np.float32)
-    scores[0] = -np.inf
-    for got, want in zip(top_k_exact(scores, k), jax.lax.top_k(scores, k), strict=True):
-        np.testing.assert_array_equal(got, want)
 
 
 def test_memory_does_not_grow_with_items_times_users():
