@@ -48,27 +48,33 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processe
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number, from 0.")
 
 
-def _define_config_flag() -> None:
+def _define_config_flag(argv: list[str]) -> None:
+    """Defines --config, after checking the file, the variant and every override in `argv`.
+
+    The flag's default is the configuration asked for: ml_collections checks overrides against the
+    default already when the flag is defined.
+    """
     from ml_collections import config_flags
 
+    from pangu_jax.config import catalogue
+    from pangu_jax.config.flags import check_overrides
+
+    chosen = str(ROOT / DEFAULT_CONFIG)
+    for index, argument in enumerate(argv):
+        if argument in ("--config", "-config") and index + 1 < len(argv):
+            chosen = argv[index + 1]
+        elif argument.startswith(("--config=", "-config=")):
+            chosen = argument.partition("=")[2]
+    catalogue.check(ROOT, chosen)
+    if not pathlib.Path(chosen.partition(":")[0]).exists():
+        chosen = str(ROOT / chosen)  # relative to the checkout, from any folder
+    check_overrides(catalogue.get(ROOT, chosen), argv)
     config_flags.DEFINE_config_file(
         "config",
-        str(ROOT / DEFAULT_CONFIG),
+        chosen,
         "FILE.py:VARIANT; override single values as --config.train.steps=100. See --list.",
         lock_config=True,
     )
-
-
-def _check_config_argument(argv: list[str]) -> None:
-    """A clear message for a configuration that does not exist, before the flag parser tries it."""
-    from pangu_jax.config import catalogue
-
-    for index, argument in enumerate(argv):
-        if argument in ("--config", "-config") and index + 1 < len(argv):
-            catalogue.check(ROOT, argv[index + 1])
-        for prefix in ("--config=", "-config="):
-            if argument.startswith(prefix):
-                catalogue.check(ROOT, argument.removeprefix(prefix))
 
 
 def _config_name() -> str:
@@ -129,9 +135,7 @@ def main(argv: list[str]) -> int:
 
         jax.config.update("jax_num_cpu_devices", cpu_devices)
     distributed.initialize(
-        distributed.DistributedConfig(
-            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-        )
+        distributed.DistributedConfig(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     )
     compilation_cache.enable_compilation_cache()
     experiment = importlib.import_module(module)
@@ -149,38 +153,15 @@ def _main(argv: list[str]) -> int:
         return 2
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-    """absl's own parser, with one clear line for a config key that does not exist."""
-    from absl import app as absl_app
-
-    try:
-        return flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:
-        from pangu_jax.config import catalogue
-        from pangu_jax.config.flags import check_overrides
-
-        given = [a.partition("=")[2] for a in argv if a.startswith(("--config=", "-config="))]
-        try:
-            check_overrides(catalogue.get(ROOT, given[-1] if given else DEFAULT_CONFIG), argv)
-        except ValueError as clear:
-            print(f"Error: {clear}", file=sys.stderr)
-            sys.exit(2)
-        raise error
-    except flags.Error as error:
-        absl_app.usage(shorthelp=True, detailed_error=str(error), exitcode=2)
-        raise
-
-
 def run() -> None:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     try:
-        _check_config_argument(sys.argv[1:])
+        _define_config_flag(sys.argv[1:])
     except ValueError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
-    _define_config_flag()
-    app.run(_main, flags_parser=_parse_flags)
+    app.run(_main)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ VARIANTS = {
         "FuXi-alpha, SASRec and most-popular on a CSV file", "depends on the log", "your numbers"
     ),
     "parquet": base.Variant("the same on a Parquet file", "depends on the log", "your numbers"),
-    "recbole": base.Variant("the same on RecBole atomic files", "depends on the log", "your numbers"),
+    "recbole": base.Variant(
+        "the same on RecBole atomic files", "depends on the log", "your numbers"
+    ),
     "s3rec": base.Variant(
         "the same on a sequence file without timestamps (Amazon Beauty, ...)",
         "depends on the log",

@@ -28,9 +28,7 @@ class Variant:
 def files(root: pathlib.Path) -> list[pathlib.Path]:
     """Configuration files below root/configs, sorted; helper modules start with an underscore."""
     return sorted(
-        path
-        for path in (root / "configs").rglob("*.py")
-        if not path.name.startswith("_")
+        path for path in (root / "configs").rglob("*.py") if not path.name.startswith("_")
     )
 
 

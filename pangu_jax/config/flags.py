@@ -62,10 +62,12 @@ def check_overrides(config: ConfigDict, arguments: Sequence[str]) -> None:
         for depth, key in enumerate(keys):
             known = list(node.keys()) if isinstance(node, ConfigDict) else []
             if key in known:
-                node = node.get_ref(key).get() if not isinstance(node[key], ConfigDict) else node[key]
+                node = node[key]
                 continue
             path = ".".join(["--config", *keys[:depth]])
             close = difflib.get_close_matches(key, known, 1, 0.5)
             hint = f" Did you mean {path}.{close[0]}?" if close else ""
-            allowed = f" Allowed there: {', '.join(known)}." if known else " It has no keys below it."
+            allowed = (
+                f" Allowed there: {', '.join(known)}." if known else " It has no keys below it."
+            )
             raise ConfigError(f"Unknown config key {path}.{key}.{hint}{allowed}")

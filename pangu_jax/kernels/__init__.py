@@ -1,1 +1,1 @@
-"""Kernels of the ground floor: one folder per operation, and the rule that picks an implementation."""
+"""Kernels of the ground floor, and the rule that picks an implementation."""

@@ -14,12 +14,12 @@ from typing import Any
 
 import jax
 
-IMPLEMENTATIONS = ('auto', 'xla', 'pallas_tpu', 'pallas_gpu', 'interpret')
+IMPLEMENTATIONS = ("auto", "xla", "pallas_tpu", "pallas_gpu", "interpret")
 
 _AUTO_ORDER = {
-    'tpu': ('pallas_tpu', 'xla'),
-    'gpu': ('pallas_gpu', 'xla'),
-    'cpu': ('xla',),
+    "tpu": ("pallas_tpu", "xla"),
+    "gpu": ("pallas_gpu", "xla"),
+    "cpu": ("xla",),
 }
 
 
@@ -38,12 +38,12 @@ def current_platform() -> str:
     which wins over the default back end.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    abstract = getattr(mesh, 'abstract_device', None)
-    platform = getattr(abstract, 'platform', None)
+    abstract = getattr(mesh, "abstract_device", None)
+    platform = getattr(abstract, "platform", None)
     if platform is None:
         device = jax.config.jax_default_device
-        platform = getattr(device, 'platform', device) or jax.default_backend()
-    return 'gpu' if platform in ('cuda', 'rocm') else str(platform)
+        platform = getattr(device, "platform", device) or jax.default_backend()
+    return "gpu" if platform in ("cuda", "rocm") else str(platform)
 
 
 def candidates(implementation: str, platform: str | None = None) -> tuple[str, ...]:
@@ -58,14 +58,14 @@ def candidates(implementation: str, platform: str | None = None) -> tuple[str, .
     """
     if implementation not in IMPLEMENTATIONS:
         near = difflib.get_close_matches(str(implementation), IMPLEMENTATIONS, n=1)
-        hint = f' Did you mean {near[0]!r}?' if near else ''
+        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UnknownImplementationError(
-            f'implementation={implementation!r} is unknown; allowed are '
-            f'{", ".join(map(repr, IMPLEMENTATIONS))}.{hint}'
+            f"implementation={implementation!r} is unknown; allowed are "
+            f"{', '.join(map(repr, IMPLEMENTATIONS))}.{hint}"
         )
-    if implementation != 'auto':
+    if implementation != "auto":
         return (implementation,)
-    return _AUTO_ORDER.get(platform or current_platform(), ('xla',))
+    return _AUTO_ORDER.get(platform or current_platform(), ("xla",))
 
 
 def dispatch(
@@ -92,13 +92,13 @@ def dispatch(
     reasons = []
     for name in candidates(implementation):
         if name not in table:
-            reasons.append(f'{name}: {operation} has no such implementation')
+            reasons.append(f"{name}: {operation} has no such implementation")
             continue
         try:
             return table[name]()(*args, **kwargs)
         except NotImplementedError as error:
-            reasons.append(f'{name}: {error}')
+            reasons.append(f"{name}: {error}")
     raise ImplementationUnavailableError(
-        f'{operation} cannot run with implementation={implementation!r} '
-        f'({"; ".join(reasons)}). Use implementation=\'auto\' or \'xla\'.'
+        f"{operation} cannot run with implementation={implementation!r} "
+        f"({'; '.join(reasons)}). Use implementation='auto' or 'xla'."
     )

@@ -64,7 +64,11 @@ class Dataset:
         )
         if entry.trains_on == "pairs":
             return pairwise_dataset(
-                self.sequences, self.split.train, batch_size=batch.batch_size, seed=seed, **processes
+                self.sequences,
+                self.split.train,
+                batch_size=batch.batch_size,
+                seed=seed,
+                **processes,
             )
         return training_dataset(
             self.sequences,
@@ -92,8 +96,12 @@ class Dataset:
         return ways * self.config.train.grad_accumulation
 
     def evaluation_batches(
-        self, examples: Examples, request_times: np.ndarray | None = None
+        self,
+        examples: Examples,
+        request_times: np.ndarray | None = None,
+        keep_order: bool = False,
     ) -> EvaluationBatches:
+        """Padded batches; by length, which is faster, unless the order is to be kept."""
         evaluation = self.config.evaluation
         return evaluation_batches(
             self.sequences,
@@ -101,6 +109,7 @@ class Dataset:
             batch_size=evaluation.batch_size,
             max_len=self.config.batch.max_len,
             filter=evaluation.history_filter,
+            buckets=not keep_order,
             request_times=request_times,
             process_index=jax.process_index(),
             process_count=jax.process_count(),

@@ -124,5 +124,10 @@ class FuXiAlpha(nn.Module):
     @nn.compact
     def __call__(self, batch, *, deterministic: bool = True, packed: bool = False):
         return run_blocks(
-            FuXiAlphaBlock, self.config, self.rows, batch, packed=packed, deterministic=deterministic
+            FuXiAlphaBlock,
+            self.config,
+            self.rows,
+            batch,
+            packed=packed,
+            deterministic=deterministic,
         )

@@ -49,9 +49,7 @@ class GRU(nn.Module):
         gates = Dense(3 * hidden, xavier_uniform, zeros, self.dtype, name="input")(x)
         recurrent = self.param(
             "recurrent",
-            partitioned(
-                nn.initializers.orthogonal(column_axis=-1), None, None
-            ),
+            partitioned(nn.initializers.orthogonal(column_axis=-1), None, None),
             (hidden, 3 * hidden),
         ).astype(self.dtype)
         bias_n = self.param("recurrent_bias", partitioned(zeros, None), (hidden,))

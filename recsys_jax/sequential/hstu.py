@@ -18,8 +18,8 @@ from recsys_jax.sequential.layers import (
     torch_linear_bias,
     xavier_uniform,
 )
-from recsys_jax.sequential.relative_bias import RelativeBias, query_times, semantic_factor
 from recsys_jax.sequential.randomness import Dropout
+from recsys_jax.sequential.relative_bias import RelativeBias, query_times, semantic_factor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -172,9 +172,7 @@ def run_blocks(
     Row (r, i) is the L2-normalised user vector after event i; zero on padding.
     """
     x = InputLayer(config, rows, position_init, name="input")(batch, deterministic)
-    context = {
-        key: batch[key] for key in ("segment_ids", "positions", "timestamps", "query_times")
-    }
+    context = {key: batch[key] for key in ("segment_ids", "positions", "timestamps", "query_times")}
     x, _ = stack_blocks(block, config, packed, deterministic)(x, context)
     valid = (batch["segment_ids"] > 0)[..., None]
     return l2_normalize(jnp.where(valid, x, 0).astype(jnp.promote_types(x.dtype, jnp.float32)))

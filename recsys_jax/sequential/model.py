@@ -170,6 +170,4 @@ def build_model(
         return PopularityModel(config, num_items)
     if spec.trains_on == "pairs":
         return PairwiseModel(config, num_items, num_users, rows)
-    return SequenceModel(
-        spec, config, loss_config, num_items, rows, packed, item_probabilities
-    )
+    return SequenceModel(spec, config, loss_config, num_items, rows, packed, item_probabilities)

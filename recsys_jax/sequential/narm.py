@@ -68,7 +68,8 @@ class NARM(nn.Module):
         cfg = self.config
         states = run_gru(cfg, self.rows, batch, deterministic, cfg.num_layers, cfg.hidden_dim)
         score = self.param(
-            "score", partitioned(nn.initializers.normal(cfg.hidden_dim**-0.5), None),
+            "score",
+            partitioned(nn.initializers.normal(cfg.hidden_dim**-0.5), None),
             (cfg.hidden_dim,),
         ).astype(cfg.dtype)
         local = additive_attention(

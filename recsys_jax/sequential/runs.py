@@ -127,9 +127,7 @@ class Run:
             return {"table": self._popularity()}
         example = next(iter(self.data.training_batches(self.entry, self.seed, prefetch=0)))
         boxed = jax.eval_shape(lambda key: self.model.init(key, example), jax.random.key(0))
-        _, params = load_params(
-            self.path, abstract_with_shardings(boxed, self.mesh), which=which
-        )
+        _, params = load_params(self.path, abstract_with_shardings(boxed, self.mesh), which=which)
         return params
 
     def _popularity(self) -> np.ndarray:

@@ -19,7 +19,7 @@ from pangu_jax.kernels import implementation as implementation_lib
 from recsys_jax.kernels.silu_attention.output import SiluAttentionOutput
 from recsys_jax.kernels.silu_attention.position import position_channel
 
-BIAS_MODES = ('separate', 'added')
+BIAS_MODES = ("separate", "added")
 
 
 def _xla():
@@ -44,15 +44,15 @@ def _pallas_gpu():
     try:
         from recsys_jax.kernels.silu_attention.pallas_gpu import silu_attention_pallas_gpu
     except ImportError as error:
-        raise NotImplementedError(f'its module cannot be imported here: {error}') from error
+        raise NotImplementedError(f"its module cannot be imported here: {error}") from error
     return silu_attention_pallas_gpu
 
 
 _TABLE = {
-    'xla': _xla,
-    'pallas_tpu': _pallas_tpu,
-    'pallas_gpu': _pallas_gpu,
-    'interpret': _interpret,
+    "xla": _xla,
+    "pallas_tpu": _pallas_tpu,
+    "pallas_gpu": _pallas_gpu,
+    "interpret": _interpret,
 }
 
 
@@ -67,9 +67,9 @@ def silu_attention(
     timestamps: jax.Array | None = None,
     query_times: jax.Array | None = None,
     scale: float,
-    bias: str = 'separate',
+    bias: str = "separate",
     packed: bool = False,
-    implementation: str = 'auto',
+    implementation: str = "auto",
 ) -> SiluAttentionOutput:
     """Causal attention with SiLU in place of softmax, and learned time and position weights.
 
@@ -123,7 +123,7 @@ def silu_attention(
 
     q, k, v = clean(q), clean(k), clean(v)
     position = None
-    if bias == 'separate' and not packed and position_weights is not None:
+    if bias == "separate" and not packed and position_weights is not None:
         position = position_channel(v, position_weights)
         position_weights = None
     out = SiluAttentionOutput(None, None, None)
@@ -144,44 +144,44 @@ def _check(q, k, v, segment_ids, position_weights, time_weights, timestamps, que
     if bias not in BIAS_MODES:
         raise ValueError(f"bias={bias!r} is unknown; allowed are 'separate' and 'added'.")
     if v.ndim != 4:
-        raise ValueError(f'v has shape {v.shape}; [batch, positions, heads, width] is needed.')
+        raise ValueError(f"v has shape {v.shape}; [batch, positions, heads, width] is needed.")
     rows, n, heads, _ = v.shape
     if (q is None) != (k is None):
-        raise ValueError('q and k must both be given, or both be None (semantic channel off).')
-    if q is None and bias == 'added':
+        raise ValueError("q and k must both be given, or both be None (semantic channel off).")
+    if q is None and bias == "added":
         raise ValueError("bias='added' needs q and k; only bias='separate' can switch them off.")
     if q is None and position_weights is None and time_weights is None:
-        raise ValueError('All channels are off: give q and k, position_weights or time_weights.')
+        raise ValueError("All channels are off: give q and k, position_weights or time_weights.")
     if q is not None:
         if q.shape != k.shape or q.ndim != 4 or q.shape[:3] != (rows, n, heads):
             raise ValueError(
-                f'q has shape {q.shape} and k {k.shape}; both must be '
-                f'[{rows}, {n}, {heads}, width] to fit v of shape {v.shape}.'
+                f"q has shape {q.shape} and k {k.shape}; both must be "
+                f"[{rows}, {n}, {heads}, width] to fit v of shape {v.shape}."
             )
         if not q.dtype == k.dtype == v.dtype:
             raise ValueError(
-                f'q, k and v have types {q.dtype}, {k.dtype} and {v.dtype}; they must be equal.'
+                f"q, k and v have types {q.dtype}, {k.dtype} and {v.dtype}; they must be equal."
             )
     if not jnp.issubdtype(v.dtype, jnp.floating):
-        raise ValueError(f'v has type {v.dtype}; a floating type is needed.')
-    _check_ids('segment_ids', segment_ids, (rows, n))
+        raise ValueError(f"v has type {v.dtype}; a floating type is needed.")
+    _check_ids("segment_ids", segment_ids, (rows, n))
     if position_weights is not None:
         if position_weights.ndim != 1 or position_weights.shape[0] < (1 if packed else n):
             raise ValueError(
-                f'position_weights has shape {position_weights.shape}; one entry per distance '
-                f'0..{n - 1} is needed ([{n}] or longer).'
+                f"position_weights has shape {position_weights.shape}; one entry per distance "
+                f"0..{n - 1} is needed ([{n}] or longer)."
             )
     if time_weights is not None:
         if time_weights.ndim != 1 or time_weights.shape[0] < 1:
             raise ValueError(
-                f'time_weights has shape {time_weights.shape}; [num_buckets + 1] is needed.'
+                f"time_weights has shape {time_weights.shape}; [num_buckets + 1] is needed."
             )
         if timestamps is None or query_times is None:
-            raise ValueError('time_weights needs timestamps and query_times as well.')
-        _check_ids('timestamps', timestamps, (rows, n))
-        _check_ids('query_times', query_times, (rows, n))
+            raise ValueError("time_weights needs timestamps and query_times as well.")
+        _check_ids("timestamps", timestamps, (rows, n))
+        _check_ids("query_times", query_times, (rows, n))
 
 
 def _check_ids(name, x, shape):
     if x.shape != shape or x.dtype != jnp.int32:
-        raise ValueError(f'{name} is {x.dtype}{list(x.shape)}; int32{list(shape)} is needed.')
+        raise ValueError(f"{name} is {x.dtype}{list(x.shape)}; int32{list(shape)} is needed.")

@@ -27,17 +27,17 @@ class ArgSpec:
         wide = (*rows, self.heads, self.width_qk)
         ids = shape(rows, jnp.int32)
         return {
-            'q': shape(wide, dtype),
-            'k': shape(wide, dtype),
-            'v': shape((*rows, self.heads, self.width_v), dtype),
-            'position_weights': shape((self.n,), jnp.float32),
-            'time_weights': shape((self.num_buckets + 1,), jnp.float32),
-            'segment_ids': ids,
-            'timestamps': ids,
-            'query_times': ids,
+            "q": shape(wide, dtype),
+            "k": shape(wide, dtype),
+            "v": shape((*rows, self.heads, self.width_v), dtype),
+            "position_weights": shape((self.n,), jnp.float32),
+            "time_weights": shape((self.num_buckets + 1,), jnp.float32),
+            "segment_ids": ids,
+            "timestamps": ids,
+            "query_times": ids,
         }
 
-    def matmul_flops(self, bias: str = 'separate', backward: bool = False) -> float:
+    def matmul_flops(self, bias: str = "separate", backward: bool = False) -> float:
         """Floating-point operations of the products, causal half, multiply-add = 2.
 
         Forward: q k^T and one product with v per channel. Backward: the logits again, dA, dq, dk
@@ -45,7 +45,7 @@ class ArgSpec:
         """
         pairs = self.batch * self.n * (self.n + 1) / 2 * self.heads
         qk, v = self.width_qk, self.width_v
-        extra = 2 if bias == 'separate' else 0
+        extra = 2 if bias == "separate" else 0
         if backward:
             return 2.0 * pairs * (3 * qk + 2 * v + extra * 2 * v)
         return 2.0 * pairs * (qk + v + extra * v)
@@ -53,12 +53,12 @@ class ArgSpec:
 
 # Specification section 2.1; the last two are the long-sequence settings of sections 2.3 and 5.1.
 CONFIGS = (
-    ArgSpec('ml1m', 128, 211, 1, 50, 50),
-    ArgSpec('ml1m_large', 128, 211, 2, 25, 25),
-    ArgSpec('ml20m', 128, 211, 4, 64, 64),
-    ArgSpec('ml20m_large', 128, 211, 8, 32, 32),
-    ArgSpec('kuairand_1k', 64, 1024, 4, 32, 32),
-    ArgSpec('long_8k', 8, 8192, 8, 32, 32),
+    ArgSpec("ml1m", 128, 211, 1, 50, 50),
+    ArgSpec("ml1m_large", 128, 211, 2, 25, 25),
+    ArgSpec("ml20m", 128, 211, 4, 64, 64),
+    ArgSpec("ml20m_large", 128, 211, 8, 32, 32),
+    ArgSpec("kuairand_1k", 64, 1024, 4, 32, 32),
+    ArgSpec("long_8k", 8, 8192, 8, 32, 32),
 )
 
 
@@ -71,5 +71,5 @@ def by_name(name: str) -> ArgSpec:
     for spec in CONFIGS:
         if spec.name == name:
             return spec
-    names = ', '.join(repr(spec.name) for spec in CONFIGS)
-    raise ValueError(f'config {name!r} is unknown; allowed are {names}.')
+    names = ", ".join(repr(spec.name) for spec in CONFIGS)
+    raise ValueError(f"config {name!r} is unknown; allowed are {names}.")

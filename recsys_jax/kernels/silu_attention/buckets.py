@@ -71,5 +71,5 @@ def time_bucket(dt: jax.Array, num_buckets: int = 128) -> jax.Array:
     following = next_thresholds(num_buckets)
     top = following.size - 1
     guess = bucket_guess(dt, top)
-    first_past = jnp.asarray(following).at[guess].get(mode='promise_in_bounds')
+    first_past = jnp.asarray(following).at[guess].get(mode="promise_in_bounds")
     return jnp.minimum(guess + (jnp.abs(dt) >= first_past), top)

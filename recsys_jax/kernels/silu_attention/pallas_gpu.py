@@ -4,7 +4,7 @@ Status: compiled ahead of time for H100 (PTX and SASS) and run in interpret mode
 the float64 reference; not yet run on a GPU, so neither its results there nor its speed are known.
 
 Serves bfloat16 and float16 with head widths up to 128 on compute capability 9.x, and raises
-NotImplementedError otherwise (float32 has no K-major WGMMA operand for A v without a transpose).
+NotImplementedError otherwise (float32 would need tf32 WGMMA operands; not attempted).
 Accumulation is float32; the SiLU, time and position maps are rounded to the input type before
 they multiply v, as in flash attention.
 
@@ -38,7 +38,7 @@ def silu_attention_pallas_gpu(
     scale: float,
     bias: str,
     packed: bool,
-    lookup: str = 'select',
+    lookup: str = "select",
     interpret: bool = False,
 ) -> SiluAttentionOutput:
     """`silu_attention` (see api.py) on one Hopper GPU; differentiable in q, k, v and both tables.
@@ -46,8 +46,8 @@ def silu_attention_pallas_gpu(
     Args: as in `silu_attention`, checked there.
       packed: not used: rows are masked by segment and tiles skipped by segment in any case.
       lookup: 'select' or 'gather', how the time table is read in the kernel (see
-        pallas_gpu_common.time_bias); equal results. 'gather' compiles but cannot be interpreted
-        as such (interpret mode replaces its two memory reads by jnp.take).
+        pallas_gpu_common.time_bias); meant to agree exactly. 'gather' compiles, but interpret
+        mode replaces its shared-memory reads by jnp.take.
       interpret: run on CPU in Mosaic GPU interpret mode (tests only; also takes float32).
 
     Raises:
@@ -56,7 +56,7 @@ def silu_attention_pallas_gpu(
     del packed
     _check_supported(v, interpret)
     spec = common.Spec(
-        added=bias == 'added',
+        added=bias == "added",
         semantic=q is not None,
         time=time_weights is not None,
         position=position_weights is not None,
@@ -71,28 +71,28 @@ def silu_attention_pallas_gpu(
         lookup=lookup,
         interpret=interpret,
     )
-    tensors = {'v': v} if q is None else {'q': q, 'k': k, 'v': v}
+    tensors = {"v": v} if q is None else {"q": q, "k": k, "v": v}
     tables = {}
     if spec.time:
-        tables['time'] = time_weights
+        tables["time"] = time_weights
     if spec.position:
-        tables['position'] = position_weights
+        tables["position"] = position_weights
     fixed = (segment_ids, timestamps, query_times)
     return SiluAttentionOutput(*_attention(spec, tensors, tables, fixed))
 
 
 def _check_supported(v, interpret):
     if v.size == 0:
-        raise NotImplementedError('an empty batch has no tiles')
+        raise NotImplementedError("an empty batch has no tiles")
     if interpret:
         return
     if v.dtype not in (jnp.bfloat16, jnp.float16):
-        raise NotImplementedError(f'{v.dtype} inputs; the kernel takes bfloat16 and float16')
-    if jax.default_backend() == 'gpu':
-        capability = str(getattr(jax.devices()[0], 'compute_capability', ''))
-        if not capability.startswith('9.'):
+        raise NotImplementedError(f"{v.dtype} inputs; the kernel takes bfloat16 and float16")
+    if jax.default_backend() == "gpu":
+        capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+        if not capability.startswith("9."):
             raise NotImplementedError(
-                f'compute capability {capability or "unknown"}; the kernel needs 9.x (Hopper)'
+                f"compute capability {capability or 'unknown'}; the kernel needs 9.x (Hopper)"
             )
 
 
@@ -103,9 +103,9 @@ def _attention(spec, tensors, tables, fixed):
 
 
 def _padded(spec, tensors):
-    widths = {'q': spec.width_qk, 'k': spec.width_qk, 'v': spec.width_v}
+    widths = {"q": spec.width_qk, "k": spec.width_qk, "v": spec.width_v}
     padded = {n: common.pad_heads(x, spec.tiles, widths[n]) for n, x in tensors.items()}
-    return padded.get('q'), padded.get('k'), padded['v']
+    return padded.get("q"), padded.get("k"), padded["v"]
 
 
 def _unpad(x, like):
@@ -116,15 +116,15 @@ def _unpad(x, like):
 
 def _prepared(spec, tables, fixed):
     prepared = common.Prepared(spec, *fixed)
-    table = common.table_weights(tables['time']) if spec.time else None
-    toeplitz = common.position_tiles(tables['position'], spec.tiles) if spec.position else None
+    table = common.table_weights(tables["time"]) if spec.time else None
+    toeplitz = common.position_tiles(tables["position"], spec.tiles) if spec.position else None
     return prepared, table, toeplitz
 
 
 def _attention_forward(spec, tensors, tables, fixed):
     prepared, table, toeplitz = _prepared(spec, tables, fixed)
     outs = forward_kernel.forward(spec, prepared, *_padded(spec, tensors), table, toeplitz)
-    outs = [_unpad(x, tensors['v']) for x in outs]
+    outs = [_unpad(x, tensors["v"]) for x in outs]
     separate = not spec.added
     on = (spec.semantic, spec.time and separate, spec.position and separate)
     return tuple(outs.pop(0) if x else None for x in on), (tensors, tables, fixed)
@@ -144,24 +144,24 @@ def _attention_backward(spec, residuals, cotangents):
             _without_position(spec), prepared, q, k, v, g_sem, g_time, table, toeplitz
         )
         if spec.semantic:
-            gradients['q'] = _unpad(rows[0], tensors['q'])
+            gradients["q"] = _unpad(rows[0], tensors["q"])
         if spec.time:
-            size = tables['time'].shape[0]
+            size = tables["time"].shape[0]
             dw = jnp.pad(rows[1], (0, max(0, size - common.TABLE)))[:size]
-            table_gradients['time'] = dw.astype(tables['time'].dtype)
+            table_gradients["time"] = dw.astype(tables["time"].dtype)
     transposed = None if toeplitz is None else jnp.swapaxes(toeplitz, 1, 2)
     dk, dv = backward_kernels.key_gradients(
         spec, prepared, q, k, v, g_sem, g_time, g_pos, table, transposed
     )
-    gradients['v'] = _unpad(dv, tensors['v'])
+    gradients["v"] = _unpad(dv, tensors["v"])
     if spec.semantic:
-        gradients['k'] = _unpad(dk, tensors['k'])
+        gradients["k"] = _unpad(dk, tensors["k"])
     if spec.position:
-        weights = tables['position']
+        weights = tables["position"]
         dw = backward_kernels.position_gradient(
             spec, prepared, q, k, v, g_sem, g_pos, table, toeplitz, weights.shape[0]
         )
-        table_gradients['position'] = dw.astype(weights.dtype)
+        table_gradients["position"] = dw.astype(weights.dtype)
     return gradients, table_gradients, (None, None, None)
 
 

@@ -46,21 +46,26 @@ class _Tile:
             self.dt = common.time_difference(
                 ops.vector(query_meta.at[2], query_axis), ops.vector(key_meta.at[1], key_axis)
             )
-            self.low, self.high = refs['buckets'][0, b, i, j], refs['buckets'][1, b, i, j]
+            self.low, self.high = refs["buckets"][0, b, i, j], refs["buckets"][1, b, i, j]
         self._ops, self._refs, self._spec, self._delta = ops, refs, spec, i - j
 
     def load_time(self):
         if self._spec.time:
             refs = self._refs
             self.time = common.time_bias(
-                self._ops, self._spec, self.dt, self.low, self.high,
-                refs['theta'], refs['table'],
+                self._ops,
+                self._spec,
+                self.dt,
+                self.low,
+                self.high,
+                refs["theta"],
+                refs["table"],
             )
         return self.time
 
     def load_position(self):
         if self._spec.position:
-            self.position = self._ops.matrix(self._refs['toeplitz'].at[self._delta])
+            self.position = self._ops.matrix(self._refs["toeplitz"].at[self._delta])
         return self.position
 
     def shift(self, s):
@@ -79,9 +84,9 @@ def _named(spec, prepared, table, toeplitz, **tensors):
         'theta': prepared.theta,
     }  # fmt: skip
     if spec.time:
-        operands['table'] = table
+        operands["table"] = table
     if spec.position:
-        operands['toeplitz'] = toeplitz
+        operands["toeplitz"] = toeplitz
     return operands
 
 
@@ -110,7 +115,7 @@ def _call(spec, body, grid, names, operands, out_type, scratch):
         work = dict(zip(scratch, refs[len(operands) + len(out_type) :], strict=True))
         common.load_tables(spec, ins, work)
         if spec.time:  # From here on the kernel reads the shared-memory copies.
-            ins |= {'theta': work['theta'], 'table': work['table']}
+            ins |= {"theta": work["theta"], "table": work["table"]}
         body(ins, outs, work)
 
     return common.launch(
@@ -137,31 +142,31 @@ def row_gradients(spec, prepared, q, k, v, g_sem, g_time, table, toeplitz):
         q=q, k=k, v=v, g_sem=g_sem, g_time=g_time if separate_time else None,
     )  # fmt: skip
     copies = _copy_counter(operands, group)
-    own = _tensor_scratch(spec, operands, ('q', 'g_sem', 'g_time'), group)
-    streamed = _tensor_scratch(spec, operands, ('k', 'v'), group)
+    own = _tensor_scratch(spec, operands, ("q", "g_sem", "g_time"), group)
+    streamed = _tensor_scratch(spec, operands, ("k", "v"), group)
     stages = common.fit_stages(spec, own, streamed, extra=TABLE * TILE * 4 if spec.time else 0)
-    streamed = _tensor_scratch(spec, operands, ('k', 'v'), group, (stages,))
+    streamed = _tensor_scratch(spec, operands, ("k", "v"), group, (stages,))
 
     def body(refs, outs, scratch):
         outs = list(outs)
         dq_out = outs.pop(0) if spec.semantic else None
         dw_out = outs.pop(0) if spec.time else None
-        i = c - 1 - lax.axis_index('i')
-        g, b = lax.axis_index('g'), lax.axis_index('b')
+        i = c - 1 - lax.axis_index("i")
+        g, b = lax.axis_index("g"), lax.axis_index("b")
         rows = pl.ds(i * TILE, TILE)
-        first, last = refs['span'][b, i, 0], refs['span'][b, i, 1]
-        barrier = scratch['own_barrier']
-        plgpu.copy_gmem_to_smem(refs['meta'].at[b, i], scratch['own_meta'], barrier)
+        first, last = refs["span"][b, i, 0], refs["span"][b, i, 1]
+        barrier = scratch["own_barrier"]
+        plgpu.copy_gmem_to_smem(refs["meta"].at[b, i], scratch["own_meta"], barrier)
         for name in own:
             common.copy_in(refs[name], g, group, b, rows, scratch[name], barrier)
         if spec.time:
-            scratch['dw'][...] = jnp.zeros((TABLE, TILE), jnp.float32)
+            scratch["dw"][...] = jnp.zeros((TABLE, TILE), jnp.float32)
         plgpu.barrier_wait(barrier)
 
         def issue(j, slot):
-            ready = scratch['ready'].at[slot]
+            ready = scratch["ready"].at[slot]
             source = pl.ds(j * TILE, TILE)
-            plgpu.copy_gmem_to_smem(refs['meta'].at[b, j], scratch['meta'].at[slot], ready)
+            plgpu.copy_gmem_to_smem(refs["meta"].at[b, j], scratch["meta"].at[slot], ready)
             for name in streamed:
                 common.copy_in(refs[name], g, group, b, source, scratch[name].at[slot], ready)
 
@@ -169,28 +174,28 @@ def row_gradients(spec, prepared, q, k, v, g_sem, g_time, table, toeplitz):
             ops.clear(*dq)
 
             def consume(j, slot, carry):
-                plgpu.barrier_wait(scratch['ready'].at[slot])
-                keys = scratch['k'].at[slot] if spec.semantic else None
-                values = scratch['v'].at[slot]
+                plgpu.barrier_wait(scratch["ready"].at[slot])
+                keys = scratch["k"].at[slot] if spec.semantic else None
+                values = scratch["v"].at[slot]
                 tile = _Tile(
-                    ops, spec, refs, scratch['own_meta'], scratch['meta'].at[slot], b, i, j, 0
+                    ops, spec, refs, scratch["own_meta"], scratch["meta"].at[slot], b, i, j, 0
                 )
                 if spec.added:
                     tile.load_time()
                     tile.load_position()
                 dt_sum = None
                 for h in range(group if spec.semantic else 0):
-                    s = tile.shift(ops.product([(scratch['q'].at[h], keys.at[h])]))
-                    da = ops.product([(scratch['g_sem'].at[h], values.at[h])])
+                    s = tile.shift(ops.product([(scratch["q"].at[h], keys.at[h])]))
+                    da = ops.product([(scratch["g_sem"].at[h], values.at[h])])
                     ds = _silu_gradient(spec, tile.mask, s, da)
                     ops.mma(dq[h], ds.astype(spec.dtype), keys.at[h])
                     if spec.added:
                         dt_sum = ds if dt_sum is None else dt_sum + ds
                 if separate_time:
-                    pairs = [(scratch['g_time'].at[h], values.at[h]) for h in range(group)]
+                    pairs = [(scratch["g_time"].at[h], values.at[h]) for h in range(group)]
                     dt_sum = jnp.where(tile.mask, ops.product(pairs), 0.0)
                 if spec.time:
-                    _add_by_bucket(ops, scratch['dw'], dt_sum, tile, refs['theta'])
+                    _add_by_bucket(ops, scratch["dw"], dt_sum, tile, refs["theta"])
                 return carry
 
             common.ring(ops, first, last, stages, issue, consume)
@@ -201,15 +206,15 @@ def row_gradients(spec, prepared, q, k, v, g_sem, g_time, table, toeplitz):
         results = pl.run_scoped(compute, *[ops.accumulator(spec.width_qk)] * count)
         for h in range(count):
             # q is no longer needed; its shared memory carries the result out.
-            scratch['q'].at[h][...] = results[h].astype(spec.dtype)
+            scratch["q"].at[h][...] = results[h].astype(spec.dtype)
         if spec.time:
             plgpu.commit_smem()
-            scratch['dw_sum'][...] = ops.matrix(scratch['dw']).sum(axis=1)
+            scratch["dw_sum"][...] = ops.matrix(scratch["dw"]).sum(axis=1)
         plgpu.commit_smem()
         if spec.semantic:
-            common.copy_out(scratch['q'], dq_out, g, group, b, rows)
+            common.copy_out(scratch["q"], dq_out, g, group, b, rows)
         if spec.time:
-            plgpu.copy_smem_to_gmem(scratch['dw_sum'], dw_out.at[b, g, i])
+            plgpu.copy_smem_to_gmem(scratch["dw_sum"], dw_out.at[b, g, i])
         plgpu.wait_smem_to_gmem(0)
 
     scratch = {
@@ -223,11 +228,11 @@ def row_gradients(spec, prepared, q, k, v, g_sem, g_time, table, toeplitz):
     if spec.semantic:
         out_type.append(common.struct(q.shape, spec.dtype))
     if spec.time:
-        scratch['dw'] = plgpu.SMEM((TABLE, TILE), jnp.float32)
-        scratch['dw_sum'] = plgpu.SMEM((TABLE,), jnp.float32)
+        scratch["dw"] = plgpu.SMEM((TABLE, TILE), jnp.float32)
+        scratch["dw_sum"] = plgpu.SMEM((TABLE,), jnp.float32)
         out_type.append(common.struct((spec.batch, groups, c, TABLE), jnp.float32))
     outs = list(
-        _call(spec, body, (c, groups, spec.batch), ('i', 'g', 'b'), operands, out_type, scratch)
+        _call(spec, body, (c, groups, spec.batch), ("i", "g", "b"), operands, out_type, scratch)
     )
     dq = outs.pop(0) if spec.semantic else None
     return dq, outs.pop(0).sum((0, 1, 2)) if spec.time else None
@@ -261,28 +266,28 @@ def key_gradients(spec, prepared, q, k, v, g_sem, g_time, g_pos, table, toeplitz
         spec, prepared, table, toeplitz, q=q, k=k, v=v, g_sem=g_sem,
         g_time=g_time if separate else None, g_pos=g_pos if separate else None,
     )  # fmt: skip
-    moving = ('q', 'g_sem', 'g_time', 'g_pos')
+    moving = ("q", "g_sem", "g_time", "g_pos")
     copies = _copy_counter(operands, group)
-    own = _tensor_scratch(spec, operands, ('k', 'v'), group)
+    own = _tensor_scratch(spec, operands, ("k", "v"), group)
     streamed = _tensor_scratch(spec, operands, moving, group)
     stages = common.fit_stages(spec, own, streamed)
     streamed = _tensor_scratch(spec, operands, moving, group, (stages,))
 
     def body(refs, outs, scratch):
-        j = lax.axis_index('j')  # Early tiles are seen by the most queries and come first.
-        g, b = lax.axis_index('g'), lax.axis_index('b')
+        j = lax.axis_index("j")  # Early tiles are seen by the most queries and come first.
+        g, b = lax.axis_index("g"), lax.axis_index("b")
         rows = pl.ds(j * TILE, TILE)
-        first, last = refs['span'][b, j, 2], refs['span'][b, j, 3]
-        barrier = scratch['own_barrier']
-        plgpu.copy_gmem_to_smem(refs['meta'].at[b, j], scratch['own_meta'], barrier)
+        first, last = refs["span"][b, j, 2], refs["span"][b, j, 3]
+        barrier = scratch["own_barrier"]
+        plgpu.copy_gmem_to_smem(refs["meta"].at[b, j], scratch["own_meta"], barrier)
         for name in own:
             common.copy_in(refs[name], g, group, b, rows, scratch[name], barrier)
         plgpu.barrier_wait(barrier)
 
         def issue(i, slot):
-            ready = scratch['ready'].at[slot]
+            ready = scratch["ready"].at[slot]
             source = pl.ds(i * TILE, TILE)
-            plgpu.copy_gmem_to_smem(refs['meta'].at[b, i], scratch['meta'].at[slot], ready)
+            plgpu.copy_gmem_to_smem(refs["meta"].at[b, i], scratch["meta"].at[slot], ready)
             for name in streamed:
                 common.copy_in(refs[name], g, group, b, source, scratch[name].at[slot], ready)
 
@@ -291,24 +296,24 @@ def key_gradients(spec, prepared, q, k, v, g_sem, g_time, g_pos, table, toeplitz
             dv, dk = accumulators[:group], accumulators[group:]
 
             def consume(i, slot, carry):
-                plgpu.barrier_wait(scratch['ready'].at[slot])
+                plgpu.barrier_wait(scratch["ready"].at[slot])
                 tile = _Tile(
-                    ops, spec, refs, scratch['meta'].at[slot], scratch['own_meta'], b, i, j, 1
+                    ops, spec, refs, scratch["meta"].at[slot], scratch["own_meta"], b, i, j, 1
                 )
                 moved = {name: scratch[name].at[slot] for name in streamed}
-                for load, name in ((tile.load_time, 'g_time'), (tile.load_position, 'g_pos')):
+                for load, name in ((tile.load_time, "g_time"), (tile.load_position, "g_pos")):
                     bias = load()
                     if separate and bias is not None:
                         bias = jnp.where(tile.mask, bias, 0.0).astype(spec.dtype)
                         for h in range(group):
                             ops.mma(dv[h], bias, moved[name].at[h])
                 for h in range(group if spec.semantic else 0):
-                    g_h = moved['g_sem'].at[h]
-                    s = tile.shift(ops.product([(scratch['k'].at[h], moved['q'].at[h])]))
-                    da = ops.product([(scratch['v'].at[h], g_h)])
+                    g_h = moved["g_sem"].at[h]
+                    s = tile.shift(ops.product([(scratch["k"].at[h], moved["q"].at[h])]))
+                    da = ops.product([(scratch["v"].at[h], g_h)])
                     ops.mma(dv[h], _silu(spec, tile.mask, s).astype(spec.dtype), g_h)
                     ds = _silu_gradient(spec, tile.mask, s, da)
-                    ops.mma(dk[h], ds.astype(spec.dtype), moved['q'].at[h])
+                    ops.mma(dk[h], ds.astype(spec.dtype), moved["q"].at[h])
                 return carry
 
             common.ring(ops, first, last, stages, issue, consume)
@@ -320,13 +325,13 @@ def key_gradients(spec, prepared, q, k, v, g_sem, g_time, g_pos, table, toeplitz
             kinds += [ops.accumulator(spec.width_qk)] * group
         results = pl.run_scoped(compute, *kinds)
         for h in range(group):
-            scratch['v'].at[h][...] = results[h].astype(spec.dtype)
+            scratch["v"].at[h][...] = results[h].astype(spec.dtype)
             if spec.semantic:
-                scratch['k'].at[h][...] = results[group + h].astype(spec.dtype)
+                scratch["k"].at[h][...] = results[group + h].astype(spec.dtype)
         plgpu.commit_smem()
-        common.copy_out(scratch['v'], outs[0], g, group, b, rows)
+        common.copy_out(scratch["v"], outs[0], g, group, b, rows)
         if spec.semantic:
-            common.copy_out(scratch['k'], outs[1], g, group, b, rows)
+            common.copy_out(scratch["k"], outs[1], g, group, b, rows)
         plgpu.wait_smem_to_gmem(0)
 
     scratch = {
@@ -339,9 +344,7 @@ def key_gradients(spec, prepared, q, k, v, g_sem, g_time, g_pos, table, toeplitz
     out_type = [common.struct(v.shape, spec.dtype)]
     if spec.semantic:
         out_type.append(common.struct(k.shape, spec.dtype))
-    outs = _call(
-        spec, body, (c, groups, spec.batch), ('j', 'g', 'b'), operands, out_type, scratch
-    )
+    outs = _call(spec, body, (c, groups, spec.batch), ("j", "g", "b"), operands, out_type, scratch)
     return (outs[1] if spec.semantic else None), outs[0]
 
 
@@ -358,10 +361,10 @@ def position_gradient(spec, prepared, q, k, v, g_sem, g_pos, table, toeplitz, le
         shares -= 1
     per_share = spec.batch // shares
     if spec.added:
-        tensors = {'q': q, 'k': k, 'v': v, 'g_sem': g_sem}
+        tensors = {"q": q, "k": k, "v": v, "g_sem": g_sem}
         group = spec.group(spec.width_qk + spec.width_v)
     else:
-        tensors = {'v': v, 'g_pos': g_pos}
+        tensors = {"v": v, "g_pos": g_pos}
         group = spec.group(spec.width_v)
     groups = spec.heads // group
     operands = _named(spec, prepared, table, toeplitz, **tensors)
@@ -371,7 +374,7 @@ def position_gradient(spec, prepared, q, k, v, g_sem, g_pos, table, toeplitz, le
     streamed = _tensor_scratch(spec, operands, tuple(tensors), group, (stages,))
 
     def body(refs, outs, scratch):
-        d, share = lax.axis_index('d'), lax.axis_index('share')
+        d, share = lax.axis_index("d"), lax.axis_index("share")
         diagonal = c - d  # Tiles on this diagonal.
 
         def place(t):
@@ -382,16 +385,16 @@ def position_gradient(spec, prepared, q, k, v, g_sem, g_pos, table, toeplitz, le
 
         def issue(t, slot):
             b, i, g = place(t)
-            ready = scratch['ready'].at[slot]
-            for name, tile in (('query_meta', i), ('key_meta', i - d)):
-                plgpu.copy_gmem_to_smem(refs['meta'].at[b, tile], scratch[name].at[slot], ready)
+            ready = scratch["ready"].at[slot]
+            for name, tile in (("query_meta", i), ("key_meta", i - d)):
+                plgpu.copy_gmem_to_smem(refs["meta"].at[b, tile], scratch[name].at[slot], ready)
             for name in streamed:
-                tile = i - d if name in ('k', 'v') else i
+                tile = i - d if name in ("k", "v") else i
                 source = pl.ds(tile * TILE, TILE)
                 common.copy_in(refs[name], g, group, b, source, scratch[name].at[slot], ready)
 
         def consume(t, slot, total):
-            plgpu.barrier_wait(scratch['ready'].at[slot])
+            plgpu.barrier_wait(scratch["ready"].at[slot])
             b, i, _ = place(t)
             moved = {name: scratch[name].at[slot] for name in streamed}
             tile = _Tile(
@@ -399,13 +402,13 @@ def position_gradient(spec, prepared, q, k, v, g_sem, g_pos, table, toeplitz, le
                 b, i, i - d, 0,
             )  # fmt: skip
             if not spec.added:
-                pairs = [(moved['g_pos'].at[h], moved['v'].at[h]) for h in range(group)]
+                pairs = [(moved["g_pos"].at[h], moved["v"].at[h]) for h in range(group)]
                 return total + jnp.where(tile.mask, ops.product(pairs), 0.0)
             tile.load_time()
             tile.load_position()
             for h in range(group):
-                s = tile.shift(ops.product([(moved['q'].at[h], moved['k'].at[h])]))
-                da = ops.product([(moved['g_sem'].at[h], moved['v'].at[h])])
+                s = tile.shift(ops.product([(moved["q"].at[h], moved["k"].at[h])]))
+                da = ops.product([(moved["g_sem"].at[h], moved["v"].at[h])])
                 total = total + _silu_gradient(spec, tile.mask, s, da)
             return total
 
@@ -413,20 +416,20 @@ def position_gradient(spec, prepared, q, k, v, g_sem, g_pos, table, toeplitz, le
         total = common.ring(
             ops, jnp.int32(0), steps, stages, issue, consume, ops.full(jnp.float32(0))
         )
-        scratch['out'][...] = total
+        scratch["out"][...] = total
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(scratch['out'], outs[0].at[d, share])
+        plgpu.copy_smem_to_gmem(scratch["out"], outs[0].at[d, share])
         plgpu.wait_smem_to_gmem(0)
 
     scratch = {
         **streamed,
-        'query_meta': plgpu.SMEM((stages, 3, TILE), jnp.int32),
-        'key_meta': plgpu.SMEM((stages, 3, TILE), jnp.int32),
-        'out': plgpu.SMEM((TILE, TILE), jnp.float32),
-        'ready': plgpu.Barrier(num_arrivals=2 + copies(streamed), num_barriers=stages),
+        "query_meta": plgpu.SMEM((stages, 3, TILE), jnp.int32),
+        "key_meta": plgpu.SMEM((stages, 3, TILE), jnp.int32),
+        "out": plgpu.SMEM((TILE, TILE), jnp.float32),
+        "ready": plgpu.Barrier(num_arrivals=2 + copies(streamed), num_barriers=stages),
     }
     out_type = [common.struct((c, shares, TILE, TILE), jnp.float32)]
-    (parts,) = _call(spec, body, (c, shares), ('d', 'share'), operands, out_type, scratch)
+    (parts,) = _call(spec, body, (c, shares), ("d", "share"), operands, out_type, scratch)
     return _sum_diagonals(parts.sum(1), length)
 
 

@@ -55,7 +55,7 @@ class Spec:
     width_v: int
     num_buckets: int = 0
     stages: int = 2
-    lookup: str = 'select'
+    lookup: str = "select"
     interpret: bool = False
 
     def group(self, columns_per_head: int, limit: int = 128) -> int:
@@ -84,13 +84,13 @@ def fit_stages(spec, own, streamed, extra=0):
     stages = min(spec.stages, room // max(size(streamed), 1))
     if stages < 1:
         raise NotImplementedError(
-            f'head widths {spec.width_qk} and {spec.width_v} exceed the shared memory of a block'
+            f"head widths {spec.width_qk} and {spec.width_v} exceed the shared memory of a block"
         )
     return stages
 
 
 # JAX 0.12 dropped the index argument of plgpu.load.
-_LOAD_TAKES_INDEX = 'idx' in inspect.signature(plgpu.load).parameters
+_LOAD_TAKES_INDEX = "idx" in inspect.signature(plgpu.load).parameters
 
 
 def _gather(ref, index):
@@ -184,15 +184,13 @@ class Ops:
     def gather(self, ref, index):
         """Register tile ref[index] for a [128] shared-memory table."""
         if self.interpret:
-            return jnp.take(ref[...], index, mode='clip')
+            return jnp.take(ref[...], index, mode="clip")
         return _gather(ref, index)
 
     def iota(self, axis):
         if self.interpret:
             return lax.broadcasted_iota(jnp.int32, (TILE, TILE), axis)
-        return plgpu.broadcasted_iota(
-            jnp.int32, (TILE, TILE), axis, layout=plgpu.Layout.WGMMA
-        )
+        return plgpu.broadcasted_iota(jnp.int32, (TILE, TILE), axis, layout=plgpu.Layout.WGMMA)
 
 
 def sigmoid(x):
@@ -224,7 +222,7 @@ def time_bias(ops, spec, dt, low, high, theta, table):
     low at worst, corrects it by its exact threshold, and reads the weight: about a dozen
     instructions whatever the span of the tile.
     """
-    if spec.lookup == 'gather':
+    if spec.lookup == "gather":
         # 0.01 is far above the error of the fast logarithm and far below a bucket.
         guess = jnp.log(jnp.maximum(dt, 1).astype(jnp.float32)) * (1.0 / INCREMENT) - 0.01
         bucket = jnp.clip(guess.astype(jnp.int32), 0, spec.num_buckets)
@@ -242,18 +240,18 @@ def table_scratch(spec):
     if not spec.time:
         return {}
     return {
-        'theta': plgpu.SMEM((TABLE,), jnp.int32),
-        'table': plgpu.SMEM((TABLE,), jnp.float32),
-        'table_barrier': plgpu.Barrier(num_arrivals=2),
+        "theta": plgpu.SMEM((TABLE,), jnp.int32),
+        "table": plgpu.SMEM((TABLE,), jnp.float32),
+        "table_barrier": plgpu.Barrier(num_arrivals=2),
     }
 
 
 def load_tables(spec, refs, scratch):
     """Bring the time table and its thresholds into shared memory."""
     if spec.time:
-        for name in ('theta', 'table'):
-            plgpu.copy_gmem_to_smem(refs[name], scratch[name], scratch['table_barrier'])
-        plgpu.barrier_wait(scratch['table_barrier'])
+        for name in ("theta", "table"):
+            plgpu.copy_gmem_to_smem(refs[name], scratch[name], scratch["table_barrier"])
+        plgpu.barrier_wait(scratch["table_barrier"])
 
 
 class Prepared:
@@ -273,8 +271,7 @@ class Prepared:
         segments = _pad_axis(segment_ids, 1, spec.tiles * TILE).reshape(shape)
         if spec.time:
             keys, queries = (
-                _pad_axis(t, 1, spec.tiles * TILE).reshape(shape)
-                for t in (timestamps, query_times)
+                _pad_axis(t, 1, spec.tiles * TILE).reshape(shape) for t in (timestamps, query_times)
             )
         else:
             keys = queries = jnp.zeros_like(segments)
@@ -306,8 +303,8 @@ class Prepared:
             most = jnp.maximum(abs(below), abs(above))
             edges = jnp.asarray(reachable, jnp.float32)
             slack = 1e-6
-            low = jnp.searchsorted(edges, least * (1 - slack) - 1, side='right')
-            high = jnp.searchsorted(edges, most * (1 + slack) + 1, side='right')
+            low = jnp.searchsorted(edges, least * (1 - slack) - 1, side="right")
+            high = jnp.searchsorted(edges, most * (1 + slack) + 1, side="right")
             self.buckets = jnp.stack([low, high]).astype(jnp.int32)
         else:
             self.buckets = jnp.zeros((2, rows, spec.tiles, spec.tiles), jnp.int32)
@@ -342,7 +339,7 @@ def pad_width(width: int) -> int:
     for candidate in WIDTHS:
         if width <= candidate:
             return candidate
-    raise NotImplementedError(f'head width {width} is above {WIDTHS[-1]}')
+    raise NotImplementedError(f"head width {width} is above {WIDTHS[-1]}")
 
 
 def pad_heads(x, tiles, width):
@@ -403,6 +400,7 @@ def ring(ops, first, last, stages, issue, consume, carry=None):
     computes and returns the next carry.
     """
     for slot in range(stages):
+
         @pl.when(first + slot < last)
         def _start(slot=slot):
             issue(first + slot, slot)
@@ -427,11 +425,11 @@ def interpret_argument(spec: Spec) -> dict:
     """Keyword arguments that turn interpret mode on, wherever this JAX keeps its class."""
     if not spec.interpret:
         return {}
-    if hasattr(plgpu, 'InterpretGPUParams'):
-        return {'interpret': plgpu.InterpretGPUParams()}
+    if hasattr(plgpu, "InterpretGPUParams"):
+        return {"interpret": plgpu.InterpretGPUParams()}
     from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
-    return {'interpret': InterpretGPUParams()}
+    return {"interpret": InterpretGPUParams()}
 
 
 def launch(spec, body, grid, names, out_type, scratch, *operands):

@@ -43,26 +43,26 @@ def forward(spec: common.Spec, prepared, q, k, v, table, toeplitz):
         out_gmem = [refs.pop(0) for _ in range(outputs)]
         scratch = dict(zip(names, refs, strict=True))
         # Late tiles have the most keys: start them first.
-        i = c - 1 - lax.axis_index('i')
-        g = lax.axis_index('g')
-        b = lax.axis_index('b')
+        i = c - 1 - lax.axis_index("i")
+        g = lax.axis_index("g")
+        b = lax.axis_index("b")
         first, last = span[b, i, 0], span[b, i, 1]
         own = pl.ds(i * TILE, TILE)
 
-        common.load_tables(spec, {'theta': theta, 'table': table_ref}, scratch)
-        barrier = scratch['own_barrier']
-        plgpu.copy_gmem_to_smem(meta_gmem.at[b, i], scratch['own_meta'], barrier)
+        common.load_tables(spec, {"theta": theta, "table": table_ref}, scratch)
+        barrier = scratch["own_barrier"]
+        plgpu.copy_gmem_to_smem(meta_gmem.at[b, i], scratch["own_meta"], barrier)
         if spec.semantic:
-            common.copy_in(q_gmem, g, group, b, own, scratch['q'], barrier)
+            common.copy_in(q_gmem, g, group, b, own, scratch["q"], barrier)
         plgpu.barrier_wait(barrier)
 
         def issue(j, slot):
-            ready = scratch['ready'].at[slot]
+            ready = scratch["ready"].at[slot]
             rows = pl.ds(j * TILE, TILE)
-            plgpu.copy_gmem_to_smem(meta_gmem.at[b, j], scratch['meta'].at[slot], ready)
-            common.copy_in(v_gmem, g, group, b, rows, scratch['v'].at[slot], ready)
+            plgpu.copy_gmem_to_smem(meta_gmem.at[b, j], scratch["meta"].at[slot], ready)
+            common.copy_in(v_gmem, g, group, b, rows, scratch["v"].at[slot], ready)
             if spec.semantic:
-                common.copy_in(k_gmem, g, group, b, rows, scratch['k'].at[slot], ready)
+                common.copy_in(k_gmem, g, group, b, rows, scratch["k"].at[slot], ready)
 
         def compute(*accumulators):
             ops.clear(*accumulators)
@@ -70,8 +70,8 @@ def forward(spec: common.Spec, prepared, q, k, v, table, toeplitz):
             sums = [[accumulators.pop(0) for _ in range(group)] if on else None for on in channels]
 
             def consume(j, slot, carry):
-                plgpu.barrier_wait(scratch['ready'].at[slot])
-                own_meta, meta = scratch['own_meta'], scratch['meta'].at[slot]
+                plgpu.barrier_wait(scratch["ready"].at[slot])
+                own_meta, meta = scratch["own_meta"], scratch["meta"].at[slot]
                 mask = common.visible(
                     ops, ops.vector(own_meta.at[0], 0), ops.vector(meta.at[0], 1), i, j, 0
                 )
@@ -81,8 +81,13 @@ def forward(spec: common.Spec, prepared, q, k, v, table, toeplitz):
                         ops.vector(own_meta.at[2], 0), ops.vector(meta.at[1], 1)
                     )
                     time = common.time_bias(
-                        ops, spec, dt, buckets[0, b, i, j], buckets[1, b, i, j],
-                        scratch['theta'], scratch['table'],
+                        ops,
+                        spec,
+                        dt,
+                        buckets[0, b, i, j],
+                        buckets[1, b, i, j],
+                        scratch["theta"],
+                        scratch["table"],
                     )
                 if spec.position:
                     position = ops.matrix(toeplitz_ref.at[i - j])
@@ -90,10 +95,10 @@ def forward(spec: common.Spec, prepared, q, k, v, table, toeplitz):
                 if spec.added:
                     bias = sum(x for x in (time, position) if x is not None)
                 for h in range(group):
-                    values = scratch['v'].at[slot, h]
+                    values = scratch["v"].at[slot, h]
                     if spec.semantic:
-                        keys = scratch['k'].at[slot, h]
-                        s = ops.product([(scratch['q'].at[h], keys)])
+                        keys = scratch["k"].at[slot, h]
+                        s = ops.product([(scratch["q"].at[h], keys)])
                         if bias is not None and not isinstance(bias, int):
                             s = s + bias
                         a = jnp.where(mask, s * common.sigmoid(s) * spec.scale, 0.0)
@@ -113,10 +118,10 @@ def forward(spec: common.Spec, prepared, q, k, v, table, toeplitz):
         )
         for n, result in enumerate(results):
             channel, h = divmod(n, group)
-            scratch['out'][...] = result.astype(spec.dtype)
+            scratch["out"][...] = result.astype(spec.dtype)
             plgpu.commit_smem()
             target = out_gmem[channel].at[b, g * group + h, own]
-            plgpu.copy_smem_to_gmem(scratch['out'], target)
+            plgpu.copy_smem_to_gmem(scratch["out"], target)
             plgpu.wait_smem_to_gmem(0)
 
     shape_v = (group, TILE, spec.width_v)
@@ -128,19 +133,19 @@ def forward(spec: common.Spec, prepared, q, k, v, table, toeplitz):
     )  # fmt: skip
     queries, moving = ([q], [k, v]) if spec.semantic else ([], [v])
     scratch = common.table_scratch(spec) | {
-        'own_meta': plgpu.SMEM((3, TILE), jnp.int32),
-        'meta': plgpu.SMEM((stages, 3, TILE), jnp.int32),
-        'v': common.swizzled((stages, *shape_v), spec.dtype),
-        'out': common.swizzled(shape_v[1:], spec.dtype),
-        'own_barrier': plgpu.Barrier(num_arrivals=1 + common.count_copies(queries, group)),
-        'ready': plgpu.Barrier(
+        "own_meta": plgpu.SMEM((3, TILE), jnp.int32),
+        "meta": plgpu.SMEM((stages, 3, TILE), jnp.int32),
+        "v": common.swizzled((stages, *shape_v), spec.dtype),
+        "out": common.swizzled(shape_v[1:], spec.dtype),
+        "own_barrier": plgpu.Barrier(num_arrivals=1 + common.count_copies(queries, group)),
+        "ready": plgpu.Barrier(
             num_arrivals=1 + common.count_copies(moving, group), num_barriers=stages
         ),
     }
     operands = [v, prepared.meta, prepared.span, prepared.buckets, prepared.theta]
     if spec.semantic:
-        scratch['q'] = common.swizzled(shape_q, spec.dtype)
-        scratch['k'] = common.swizzled((stages, *shape_q), spec.dtype)
+        scratch["q"] = common.swizzled(shape_q, spec.dtype)
+        scratch["k"] = common.swizzled((stages, *shape_q), spec.dtype)
         operands = [q, k, *operands]
     operands += [table] if spec.time else []
     operands += [toeplitz] if spec.position else []

@@ -99,7 +99,7 @@ def silu_attention_pallas_tpu(
     timestamps: jax.Array | None = None,
     query_times: jax.Array | None = None,
     scale: float,
-    bias: str = 'separate',
+    bias: str = "separate",
     packed: bool = False,
     block: int | None = None,
     interpret: bool = False,
@@ -111,15 +111,15 @@ def silu_attention_pallas_tpu(
     """
     batch, n, heads, width = v.shape
     if v.dtype not in (jnp.float32, jnp.bfloat16):
-        raise NotImplementedError(f'the TPU kernel takes float32 and bfloat16, not {v.dtype}')
+        raise NotImplementedError(f"the TPU kernel takes float32 and bfloat16, not {v.dtype}")
     block = block or default_block(n, heads)
     v_lanes = lane_groups(heads, width)
     q_lanes = None if q is None else lane_groups(heads, q.shape[-1])
     for lanes in (v_lanes, q_lanes):
         if lanes is not None and lanes.groups * lanes.width > _MAX_LANES:
             raise NotImplementedError(
-                f'{heads} heads of width {lanes.head_width} need more than the {_MAX_LANES} lanes '
-                'that the TPU kernel keeps in fast memory'
+                f"{heads} heads of width {lanes.head_width} need more than the {_MAX_LANES} lanes "
+                "that the TPU kernel keeps in fast memory"
             )
     blocks = -(-n // block)
     static = Static(
@@ -128,7 +128,7 @@ def silu_attention_pallas_tpu(
         heads=heads,
         scale=scale,
         semantic=q is not None,
-        added=bias == 'added',
+        added=bias == "added",
         packed=packed,
         time=time_weights is not None,
         position=position_weights is not None,
@@ -212,25 +212,25 @@ def _call(body, static, interpret, arrays, outputs, scratch, ranges, by_rows, ca
             else:
                 i, j = jnp.maximum(jnp.minimum(inner, bound[b, outer]), outer), outer
             return {
-                'query': (b, i, 0),
-                'key': (b, j, 0),
-                'key_lanes': (b, 0, j),
-                'distance': (i - j, 0, 0),
-                'table': (0, 0),
-                'row': (b, 0, 0),
+                "query": (b, i, 0),
+                "key": (b, j, 0),
+                "key_lanes": (b, 0, j),
+                "distance": (i - j, 0, 0),
+                "table": (0, 0),
+                "row": (b, 0, 0),
             }[kind]
 
         size = {
-            'query': (1, s.block, shape[-1]),
-            'key': (1, s.block, shape[-1]),
-            'key_lanes': (1, shape[1], s.block) if len(shape) == 3 else None,
-            'distance': (1, *shape[1:]),
-            'table': shape,
-            'row': (1, *shape[1:]),
+            "query": (1, s.block, shape[-1]),
+            "key": (1, s.block, shape[-1]),
+            "key_lanes": (1, shape[1], s.block) if len(shape) == 3 else None,
+            "distance": (1, *shape[1:]),
+            "table": shape,
+            "row": (1, *shape[1:]),
         }[kind]
         return pl.BlockSpec(size, index)
 
-    names = (range_name, *arrays, *outputs, *(f'sum_{name}' for name in scratch))
+    names = (range_name, *arrays, *outputs, *(f"sum_{name}" for name in scratch))
     call = pl.pallas_call(
         functools.partial(body, s, names),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -242,11 +242,11 @@ def _call(body, static, interpret, arrays, outputs, scratch, ranges, by_rows, ca
         ),
         out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, _ in outputs.values()],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=('parallel', 'arbitrary' if carries else 'parallel', 'arbitrary'),
+            dimension_semantics=("parallel", "arbitrary" if carries else "parallel", "arbitrary"),
             vmem_limit_bytes=_VMEM_LIMIT,
         ),
         interpret=interpret,
-        name=f'silu_attention_{body.__name__}',
+        name=f"silu_attention_{body.__name__}",
     )
     results = call(bounds, *(array for array, _ in arrays.values()))
     return dict(zip(outputs, results, strict=True))
@@ -255,27 +255,27 @@ def _call(body, static, interpret, arrays, outputs, scratch, ranges, by_rows, ca
 def _inputs(static, q, k, v, lines, table, clocks):
     arrays = {}
     if static.semantic:
-        arrays['q'] = (q, 'query')
-        arrays['k'] = (k, 'key')
-    arrays['v'] = (v, 'key')
+        arrays["q"] = (q, "query")
+        arrays["k"] = (k, "key")
+    arrays["v"] = (v, "key")
     if clocks is not None:
-        arrays['of_query'] = (clocks[0], 'query')
-        arrays['of_key'] = (clocks[1], 'key_lanes')
+        arrays["of_query"] = (clocks[0], "query")
+        arrays["of_key"] = (clocks[1], "key_lanes")
     if static.time:
         bounds = next_thresholds(static.top_bucket)
         thresholds = jnp.pad(jnp.asarray(bounds), (0, LANES - bounds.size))[None]
-        arrays['thresholds'] = (thresholds, 'table')
-        arrays['time_table'] = (table, 'table')
+        arrays["thresholds"] = (thresholds, "table")
+        arrays["time_table"] = (table, "table")
     if static.position:
-        arrays['position_lines'] = (lines, 'distance')
+        arrays["position_lines"] = (lines, "distance")
     return arrays
 
 
 def _forward(static, interpret, q, k, v, lines, table, clocks, ranges):
     on = {
-        'semantic': static.semantic,
-        'time': static.time and not static.added,
-        'position': static.position and not static.added,
+        "semantic": static.semantic,
+        "time": static.time and not static.added,
+        "position": static.position and not static.added,
     }
     channels = [c for c, is_on in on.items() if is_on]
     tile = (static.block, v.shape[-1])
@@ -284,13 +284,13 @@ def _forward(static, interpret, q, k, v, lines, table, clocks, ranges):
         static,
         interpret,
         _inputs(static, q, k, v, lines, table, clocks),
-        {f'out_{c}': (v.shape, v.dtype, 'query') for c in channels},
+        {f"out_{c}": (v.shape, v.dtype, "query") for c in channels},
         dict.fromkeys(channels, tile),
-        ('first_key', ranges[0]),
+        ("first_key", ranges[0]),
         by_rows=True,
         carries=False,
     )
-    out = tuple(result.get(f'out_{c}') for c in on)
+    out = tuple(result.get(f"out_{c}") for c in on)
     return out, (q, k, v, lines, table, clocks, ranges)
 
 
@@ -298,49 +298,49 @@ def _backward(static, interpret, residuals, cotangents):
     q, k, v, lines, table, clocks, ranges = residuals
     s = static
     arrays = _inputs(s, q, k, v, lines, table, clocks)
-    for name, g in zip(('semantic', 'time', 'position'), cotangents, strict=True):
+    for name, g in zip(("semantic", "time", "position"), cotangents, strict=True):
         if g is not None:
-            arrays[f'g_{name}'] = (g, 'query')
+            arrays[f"g_{name}"] = (g, "query")
     call = functools.partial(_call, static=s, interpret=interpret, arrays=arrays)
     batch = v.shape[0]
     outputs, scratch = {}, {}
     if s.semantic:
-        outputs['dq'] = (q.shape, q.dtype, 'query')
-        scratch['dq'] = (s.block, q.shape[-1])
+        outputs["dq"] = (q.shape, q.dtype, "query")
+        scratch["dq"] = (s.block, q.shape[-1])
     if s.time:
-        outputs['d_time'] = ((batch, 1, LANES), jnp.float32, 'row')
+        outputs["d_time"] = ((batch, 1, LANES), jnp.float32, "row")
     if s.position:
-        outputs['d_position'] = ((batch, s.blocks, 2 * s.block), jnp.float32, 'row')
+        outputs["d_position"] = ((batch, s.blocks, 2 * s.block), jnp.float32, "row")
     rows = {}
     if outputs:
         rows = call(
             kernels.rows_kernel,
             outputs=outputs,
             scratch=scratch,
-            ranges=('first_key', ranges[0]),
+            ranges=("first_key", ranges[0]),
             by_rows=True,
             carries=s.time or s.position,
         )
     outputs, scratch = {}, {}
     if s.semantic:
-        outputs['dk'] = (k.shape, k.dtype, 'key')
-        scratch['dk'] = (s.block, k.shape[-1])
-    outputs['dv'] = (v.shape, v.dtype, 'key')
-    scratch['dv'] = (s.block, v.shape[-1])
+        outputs["dk"] = (k.shape, k.dtype, "key")
+        scratch["dk"] = (s.block, k.shape[-1])
+    outputs["dv"] = (v.shape, v.dtype, "key")
+    scratch["dv"] = (s.block, v.shape[-1])
     columns = call(
         kernels.columns_kernel,
         outputs=outputs,
         scratch=scratch,
-        ranges=('last_query', ranges[1]),
+        ranges=("last_query", ranges[1]),
         by_rows=False,
         carries=False,
     )
     return (
-        rows.get('dq'),
-        columns.get('dk'),
-        columns['dv'],
-        rows['d_position'].sum(0)[:, None] if s.position else None,
-        rows['d_time'].sum(0) if s.time else None,
+        rows.get("dq"),
+        columns.get("dk"),
+        columns["dv"],
+        rows["d_position"].sum(0)[:, None] if s.position else None,
+        rows["d_time"].sum(0) if s.time else None,
         None,
         None,
     )

@@ -83,7 +83,7 @@ def _lookup(table, index):
     """table [1, 128], index int32 [r, c] in [0, 128), c a multiple of 128: table[0, index]."""
     table = jnp.broadcast_to(table, (index.shape[0], LANES))
     parts = [
-        jnp.take_along_axis(table, index[:, c : c + LANES], axis=1, mode='promise_in_bounds')
+        jnp.take_along_axis(table, index[:, c : c + LANES], axis=1, mode="promise_in_bounds")
         for c in range(0, index.shape[1], LANES)
     ]
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
@@ -107,16 +107,16 @@ def _tile(s: Static, r: dict, i, j):
     lane = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
     mask = (lane - row) <= (i - j) * s.block
     if s.packed:
-        mask = mask & (r['of_query'][0, :, 1:2] == r['of_key'][0, 1:2, :])
+        mask = mask & (r["of_query"][0, :, 1:2] == r["of_key"][0, 1:2, :])
     time = position = bucket = None
     if s.time:
-        dt = jnp.abs(r['of_query'][0, :, 0:1] - r['of_key'][0, 0:1, :])
+        dt = jnp.abs(r["of_query"][0, :, 0:1] - r["of_key"][0, 0:1, :])
         guess = bucket_guess(dt, s.top_bucket)
-        past = dt >= _lookup(r['thresholds'][...], guess)
+        past = dt >= _lookup(r["thresholds"][...], guess)
         bucket = jnp.minimum(jnp.where(past, guess + 1, guess), s.top_bucket)
-        time = _lookup(r['time_table'][...], bucket)
+        time = _lookup(r["time_table"][...], bucket)
     if s.position:
-        line = jnp.broadcast_to(r['position_lines'][0], (s.block, 2 * s.block))
+        line = jnp.broadcast_to(r["position_lines"][0], (s.block, 2 * s.block))
         position = _skew(line, 1)[:, : s.block]
     return mask, time, position, bucket
 
@@ -136,33 +136,33 @@ def forward_kernel(s: Static, names, *refs):
     """Grid (b, i, j), j innermost. Outputs [1, block, lanes] per channel, sums in scratch."""
     r = dict(zip(names, refs, strict=True))
     b, i, j = pl.program_id(0), pl.program_id(1), pl.program_id(2)
-    channels = [c for c in ('semantic', 'time', 'position') if f'out_{c}' in r]
+    channels = [c for c in ("semantic", "time", "position") if f"out_{c}" in r]
 
     @pl.when(j == 0)
     def _():
         for c in channels:
-            r[f'sum_{c}'][...] = jnp.zeros_like(r[f'sum_{c}'])
+            r[f"sum_{c}"][...] = jnp.zeros_like(r[f"sum_{c}"])
 
-    @pl.when((j >= r['first_key'][b, i]) & (j <= i))
+    @pl.when((j >= r["first_key"][b, i]) & (j <= i))
     def _():
-        v = r['v'][0]
+        v = r["v"][0]
         mask, time, position, _ = _tile(s, r, i, j)
         if s.semantic:
-            q, k = r['q'][0], r['k'][0]
+            q, k = r["q"][0], r["k"][0]
             for head in range(s.heads):
                 x = _logits(s, q, k, head, time, position)
                 a = jnp.where(mask, x * jax.nn.sigmoid(x) * s.scale, 0.0).astype(v.dtype)
                 at = s.v_lanes.slice(head)
-                r['sum_semantic'][:, at] += _nn(a, s.v_lanes.pick(v, head)[1])
+                r["sum_semantic"][:, at] += _nn(a, s.v_lanes.pick(v, head)[1])
         if not s.added:
-            for c, tile in (('time', time), ('position', position)):
+            for c, tile in (("time", time), ("position", position)):
                 if tile is not None:
-                    r[f'sum_{c}'][...] += _nn(jnp.where(mask, tile, 0.0).astype(v.dtype), v)
+                    r[f"sum_{c}"][...] += _nn(jnp.where(mask, tile, 0.0).astype(v.dtype), v)
 
     @pl.when(j == s.blocks - 1)
     def _():
         for c in channels:
-            r[f'out_{c}'][0] = r[f'sum_{c}'][...].astype(r[f'out_{c}'].dtype)
+            r[f"out_{c}"][0] = r[f"sum_{c}"][...].astype(r[f"out_{c}"].dtype)
 
 
 def _d_logits(mask, x, da, scale):
@@ -183,7 +183,7 @@ def rows_kernel(s: Static, names, *refs):
 
     @pl.when((i == 0) & (j == 0))
     def _():
-        for name in ('d_time', 'd_position'):
+        for name in ("d_time", "d_position"):
             if name in r:
                 r[name][...] = jnp.zeros_like(r[name])
 
@@ -191,36 +191,36 @@ def rows_kernel(s: Static, names, *refs):
 
         @pl.when(j == 0)
         def _():
-            r['sum_dq'][...] = jnp.zeros_like(r['sum_dq'])
+            r["sum_dq"][...] = jnp.zeros_like(r["sum_dq"])
 
-    @pl.when((j >= r['first_key'][b, i]) & (j <= i))
+    @pl.when((j >= r["first_key"][b, i]) & (j <= i))
     def _():
-        v = r['v'][0]
+        v = r["v"][0]
         mask, time, position, bucket = _tile(s, r, i, j)
         d_shared = jnp.zeros((s.block, s.block), jnp.float32)
         if s.semantic:
-            q, k, g = r['q'][0], r['k'][0], r['g_semantic'][0]
+            q, k, g = r["q"][0], r["k"][0], r["g_semantic"][0]
             for head in range(s.heads):
                 x = _logits(s, q, k, head, time, position)
                 da = _nt(s.v_lanes.pick(g, head)[1], s.v_lanes.pick(v, head)[0])
                 ds, _ = _d_logits(mask, x, da, s.scale)
                 at = s.q_lanes.slice(head)
-                r['sum_dq'][:, at] += _nn(ds.astype(k.dtype), s.q_lanes.pick(k, head)[1])
+                r["sum_dq"][:, at] += _nn(ds.astype(k.dtype), s.q_lanes.pick(k, head)[1])
                 d_shared += ds
         if s.time:
-            d_time = d_shared if s.added else jnp.where(mask, _nt(r['g_time'][0], v), 0.0)
-            r['d_time'][0] += _histogram(bucket, d_time)
+            d_time = d_shared if s.added else jnp.where(mask, _nt(r["g_time"][0], v), 0.0)
+            r["d_time"][0] += _histogram(bucket, d_time)
         if s.position:
-            d_position = d_shared if s.added else jnp.where(mask, _nt(r['g_position'][0], v), 0.0)
+            d_position = d_shared if s.added else jnp.where(mask, _nt(r["g_position"][0], v), 0.0)
             wide = jnp.concatenate([d_position, jnp.zeros_like(d_position)], axis=1)
             sums = jnp.sum(_skew(wide, -1), axis=0, keepdims=True)
-            r['d_position'][0, pl.ds(i - j, 1), :] += sums
+            r["d_position"][0, pl.ds(i - j, 1), :] += sums
 
     if s.semantic:
 
         @pl.when(j == s.blocks - 1)
         def _():
-            r['dq'][0] = r['sum_dq'][...].astype(r['dq'].dtype)
+            r["dq"][0] = r["sum_dq"][...].astype(r["dq"].dtype)
 
 
 def _histogram(bucket, values):
@@ -242,33 +242,33 @@ def columns_kernel(s: Static, names, *refs):
 
     @pl.when(i == 0)
     def _():
-        for name in ('sum_dk', 'sum_dv'):
+        for name in ("sum_dk", "sum_dv"):
             if name in r:
                 r[name][...] = jnp.zeros_like(r[name])
 
-    @pl.when((i >= j) & (i <= r['last_query'][b, j]))
+    @pl.when((i >= j) & (i <= r["last_query"][b, j]))
     def _():
-        v = r['v'][0]
+        v = r["v"][0]
         mask, time, position, _ = _tile(s, r, i, j)
         if s.semantic:
-            q, k, g = r['q'][0], r['k'][0], r['g_semantic'][0]
+            q, k, g = r["q"][0], r["k"][0], r["g_semantic"][0]
             for head in range(s.heads):
                 x = _logits(s, q, k, head, time, position)
                 g_head = s.v_lanes.pick(g, head)[1]
                 da = _nt(g_head, s.v_lanes.pick(v, head)[0])
                 ds, a = _d_logits(mask, x, da, s.scale)
-                r['sum_dk'][:, s.q_lanes.slice(head)] += _tn(
+                r["sum_dk"][:, s.q_lanes.slice(head)] += _tn(
                     ds.astype(q.dtype), s.q_lanes.pick(q, head)[1]
                 )
-                r['sum_dv'][:, s.v_lanes.slice(head)] += _tn(a.astype(g.dtype), g_head)
+                r["sum_dv"][:, s.v_lanes.slice(head)] += _tn(a.astype(g.dtype), g_head)
         if not s.added:
-            for tile, name in ((time, 'g_time'), (position, 'g_position')):
+            for tile, name in ((time, "g_time"), (position, "g_position")):
                 if tile is not None:
                     g = r[name][0]
-                    r['sum_dv'][...] += _tn(jnp.where(mask, tile, 0.0).astype(g.dtype), g)
+                    r["sum_dv"][...] += _tn(jnp.where(mask, tile, 0.0).astype(g.dtype), g)
 
     @pl.when(i == s.blocks - 1)
     def _():
-        for name in ('dk', 'dv'):
+        for name in ("dk", "dv"):
             if name in r:
-                r[name][0] = r[f'sum_{name}'][...].astype(r[name].dtype)
+                r[name][0] = r[f"sum_{name}"][...].astype(r[name].dtype)

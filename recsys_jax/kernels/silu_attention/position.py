@@ -12,9 +12,7 @@ MIN_BLOCK = 64
 MAX_BLOCKS = 4
 
 
-def toeplitz_rows(
-    weights: jax.Array, start: int | jax.Array, rows: int, columns: int
-) -> jax.Array:
+def toeplitz_rows(weights: jax.Array, start: int | jax.Array, rows: int, columns: int) -> jax.Array:
     """Rows start.. of the lower-triangular matrix with entry (i, j) = weights[i - j].
 
     Built from one slice, tiles and reshapes: reverse-mode differentiation then turns into sums
@@ -53,7 +51,7 @@ def diagonal_sums(matrix: jax.Array) -> jax.Array:
 def extend(weights: jax.Array, n: int) -> jax.Array:
     """At least n entries: distances past the end of the table use its last entry."""
     missing = n - weights.shape[0]
-    return weights if missing <= 0 else jnp.pad(weights, (0, missing), mode='edge')
+    return weights if missing <= 0 else jnp.pad(weights, (0, missing), mode="edge")
 
 
 def position_channel(v: jax.Array, weights: jax.Array) -> jax.Array:
@@ -76,6 +74,6 @@ def position_channel(v: jax.Array, weights: jax.Array) -> jax.Array:
     for start in range(0, n, block):
         stop = min(start + block, n)
         rows = toeplitz_rows(weights, start, stop - start, stop).astype(v.dtype)
-        product = jnp.einsum('ij,bjhd->bihd', rows, v[:, :stop], preferred_element_type=acc)
+        product = jnp.einsum("ij,bjhd->bihd", rows, v[:, :stop], preferred_element_type=acc)
         out.append(product.astype(v.dtype))
     return jnp.concatenate(out, axis=1)

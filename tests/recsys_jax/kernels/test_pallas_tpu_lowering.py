@@ -36,21 +36,21 @@ SHAPES = (by_name('ml1m'), by_name('ml20m_large'), by_name('kuairand_1k'), by_na
           ArgSpec('n200', 8, 200, 1, 50, 50))  # fmt: skip
 
 
-@pytest.mark.parametrize('bias, packed', [('separate', False), ('separate', True), ('added', True)])
-@pytest.mark.parametrize('spec', SHAPES, ids=lambda s: s.name)
+@pytest.mark.parametrize("bias, packed", [("separate", False), ("separate", True), ("added", True)])
+@pytest.mark.parametrize("spec", SHAPES, ids=lambda s: s.name)
 def test_lowers_for_tpu(spec, bias, packed):
     args = spec.abstract_args(jnp.bfloat16)
     function = jax.jit(training_function(spec, bias, packed))
-    lowered = function.trace(*args.values()).lower(lowering_platforms=('tpu',)).as_text()
-    assert lowered.count('tpu_custom_call') == 3  # Forward, rows, columns.
+    lowered = function.trace(*args.values()).lower(lowering_platforms=("tpu",)).as_text()
+    assert lowered.count("tpu_custom_call") == 3  # Forward, rows, columns.
     if packed:  # Otherwise the position channel is one N x N matrix for the whole batch.
-        assert f'{spec.n}x{spec.n}' not in lowered
+        assert f"{spec.n}x{spec.n}" not in lowered
 
 
 def test_a_tile_that_does_not_fit_the_lanes_is_refused():
     from recsys_jax.kernels.silu_attention.pallas_tpu import silu_attention_pallas_tpu
 
-    spec = ArgSpec('odd', 2, 200, 1, 8, 8)
+    spec = ArgSpec("odd", 2, 200, 1, 8, 8)
 
     def forward(q, k, v, position_weights, time_weights, segment_ids, timestamps, query_times):
         return silu_attention_pallas_tpu(
@@ -58,12 +58,12 @@ def test_a_tile_that_does_not_fit_the_lanes_is_refused():
             query_times=query_times, scale=1.0, block=100,
         )  # fmt: skip
 
-    with pytest.raises(ValueError, match='divisible by'):
+    with pytest.raises(ValueError, match="divisible by"):
         args = spec.abstract_args().values()
-        jax.jit(forward).trace(*args).lower(lowering_platforms=('tpu',))
+        jax.jit(forward).trace(*args).lower(lowering_platforms=("tpu",))
 
 
-@pytest.mark.parametrize('heads, width', [(1, 50), (2, 25), (3, 50), (8, 32), (4, 64), (2, 130)])
+@pytest.mark.parametrize("heads, width", [(1, 50), (2, 25), (3, 50), (8, 32), (4, 64), (2, 130)])
 def test_lane_groups_hold_every_head(heads, width):
     lanes = lane_groups(heads, width)
     assert lanes.groups * lanes.per_group >= heads
@@ -86,20 +86,20 @@ def test_block_ranges_cover_every_pair_that_meets():
 
 
 @pytest.mark.tpu_aot
-@pytest.mark.parametrize('bias, packed', [('separate', False), ('added', True)])
-@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float32], ids=['bf16', 'f32'])
+@pytest.mark.parametrize("bias, packed", [("separate", False), ("added", True)])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32], ids=["bf16", "f32"])
 def test_compiles_ahead_of_time_for_v5p(bias, packed, dtype):
-    if importlib.util.find_spec('libtpu') is None:
+    if importlib.util.find_spec("libtpu") is None:
         pytest.skip('libtpu is not installed; install the extra: pip install ".[aot]"')
     from jax.experimental import topologies
 
-    os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
-    os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
-    os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5p-8')
-    topology = topologies.get_topology_desc('v5p:2x2x1', platform='tpu')
-    mesh = topologies.make_mesh(topology, (4,), ('data',))
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
+    topology = topologies.get_topology_desc("v5p:2x2x1", platform="tpu")
+    mesh = topologies.make_mesh(topology, (4,), ("data",))
     whole = jax.sharding.NamedSharding(mesh, jax.P())
-    for spec in (CONFIGS[0], by_name('kuairand_1k')):
+    for spec in (CONFIGS[0], by_name("kuairand_1k")):
         function = jax.shard_map(
             training_function(spec, bias, packed),
             mesh=mesh, in_specs=jax.P(), out_specs=jax.P(), check_vma=False,

@@ -38,9 +38,7 @@ def initialise(model, batch, seed=0, noise=0.05):
     params = nn.unbox(jax.jit(model.init)(jax.random.key(seed), batch))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    leaves = [
-        x + noise * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)
-    ]
+    leaves = [x + noise * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
     return jax.tree.unflatten(tree, leaves)
 
 
@@ -362,7 +360,10 @@ def test_channel_ablations_shrink_the_block_and_ignore_the_channel(channels, wid
 @pytest.mark.parametrize("over", [dict(remat="nothing"), dict(remat="dots", scan_unroll=False)])
 def test_remat_and_scan_change_nothing(over):
     batch = helpers.padded(helpers.histories((9, 4), ITEMS), 9)
-    plain, other = make("fuxi_alpha", embedding_dim=16), make("fuxi_alpha", embedding_dim=16, **over)
+    plain, other = (
+        make("fuxi_alpha", embedding_dim=16),
+        make("fuxi_alpha", embedding_dim=16, **over),
+    )
     params = initialise(plain, batch)
     rng = jax.random.key(5)
     grads = [
