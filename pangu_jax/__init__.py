@@ -1,1 +1,1 @@
-"""Ground floor: models, kernels, parallelism, data, training and inference shared by all systems."""
+"""Ground floor: models, kernels, parallelism, data, training, inference; shared by all systems."""

@@ -12,7 +12,7 @@ from configs.recsys._models import entry
 MODELS = (
     "fuxi_alpha", "hstu", "sasrec", "llama", "gru4rec", "narm", "bpr_mf", "most_popular",
 )  # fmt: skip
-BPR_MF = dict(batch_size=2048, steps=3000, eval_every=250)
+BPR_MF = dict(batch_size=2048, steps=2000, eval_every=250)
 
 VARIANTS = {
     "ml100k": base.Variant(

@@ -170,8 +170,8 @@ def _description(experiment: ExperimentConfig, data: Dataset) -> str:
         f"item of the catalogue is ranked for every test user, less those of the user's "
         f"{'history' if experiment.evaluation.history_filter == 'all' else 'input window'}. "
         f"Training: {train.steps} steps of about {batch.batch_size} users, last "
-        f"{batch.max_len} events each, {loss.kind.replace('_', ' ')}{negatives}, {train.optimizer.name} "
-        f"with learning rate {train.optimizer.learning_rate:g}, unless a model says otherwise. "
+        f"{batch.max_len} events each, {loss.kind.replace('_', ' ')}{negatives}, "
+        f"{train.optimizer.name} with learning rate {train.optimizer.learning_rate:g}, unless a model says otherwise. "
         f"Device: {jax.device_count()} x {jax.devices()[0].device_kind}, JAX {jax.__version__}."
     )
 

@@ -22,10 +22,10 @@ from recsys_jax.sequential.layers import (
     torch_linear_bias,
     xavier_uniform,
 )
+from recsys_jax.sequential.randomness import Dropout
 from recsys_jax.sequential.relative_bias import RelativeBias, query_times, semantic_factor
 
 CHANNELS = ("position", "time", "semantic")  # the order in which the released code concatenates
-from recsys_jax.sequential.randomness import Dropout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,8 @@ class FuXiAlphaBlock(nn.Module):
             init = nn.initializers.normal(0.02)
             uvqk = Dense(width, init, dtype=cfg.dtype, name="uvqk")(rms_norm(x))
             splits = (u_width, u_width + v_width, u_width + v_width + qk_width)
-            u, v, q, k = jnp.split(nn.silu(uvqk), splits, axis=-1)
+            # SiLU after the split: the other order costs 2.5 times as much on a CPU (backward).
+            u, v, q, k = (nn.silu(part) for part in jnp.split(uvqk, splits, axis=-1))
             v = v.reshape(rows, n, heads, dv)
             q = q.reshape(rows, n, heads, cfg.qk_dim) if semantic else None
             k = k.reshape(rows, n, heads, cfg.qk_dim) if semantic else None

@@ -54,8 +54,9 @@ class HSTUBlock(nn.Module):
         with jax.named_scope("uvqk"):
             init = nn.initializers.normal(0.02)
             width = 2 * v_width + 2 * qk_width
-            uvqk = nn.silu(Dense(width, init, dtype=cfg.dtype, name="uvqk")(layer_norm(x)))
-            u, v, q, k = jnp.split(uvqk, (v_width, 2 * v_width, 2 * v_width + qk_width), axis=-1)
+            uvqk = Dense(width, init, dtype=cfg.dtype, name="uvqk")(layer_norm(x))
+            splits = (v_width, 2 * v_width, 2 * v_width + qk_width)
+            u, v, q, k = (nn.silu(part) for part in jnp.split(uvqk, splits, axis=-1))
         with jax.named_scope("attention"):
             position_weights, time_weights = RelativeBias(cfg, name="bias")(n)
             attended = silu_attention(

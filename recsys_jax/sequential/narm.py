@@ -39,22 +39,20 @@ def additive_attention(
     No softmax (NARM eq. 8). Runs `block` query columns at a time and recomputes in the backward
     pass, so that (R, N, N, hidden) never exists.
     """
-    rows, n, hidden = queries.shape
-    pad = -n % block
-    queries = jnp.pad(queries, ((0, 0), (0, pad), (0, 0)))
-    mask = jnp.pad(mask, ((0, 0), (0, pad), (0, 0)))
+    n = queries.shape[1]
 
     @jax.checkpoint
-    def one(args):
-        q, m = args  # (R, block, hidden), (R, block, N)
-        hidden_RTNH = nn.sigmoid(q[:, :, None] + keys[:, None])
+    def one(q, k, h, m):
+        hidden_RTNH = nn.sigmoid(q[:, :, None] + k[:, None])
         weights = jnp.einsum("btnh,h->btn", hidden_RTNH, score) * m
-        return jnp.einsum("btn,bnh->bth", weights, states)
+        return jnp.einsum("btn,bnh->bth", weights, h)
 
-    q_blocks = queries.reshape(rows, -1, block, hidden).swapaxes(0, 1)
-    m_blocks = mask.reshape(rows, -1, block, n).swapaxes(0, 1).astype(states.dtype)
-    out = jax.lax.map(one, (q_blocks, m_blocks))
-    return out.swapaxes(0, 1).reshape(rows, n + pad, hidden)[:, :n]
+    out = []
+    for start in range(0, n, block):
+        stop = min(start + block, n)  # a block of queries sees no key behind its own end
+        m = mask[:, start:stop, :stop].astype(states.dtype)
+        out.append(one(queries[:, start:stop], keys[:, :stop], states[:, :stop], m))
+    return jnp.concatenate(out, axis=1)
 
 
 class NARM(nn.Module):

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pangu_jax.kernels.implementation import current_platform
 from recsys_jax.kernels.silu_attention.buckets import time_bucket
 from recsys_jax.kernels.silu_attention.output import SiluAttentionOutput
 from recsys_jax.kernels.silu_attention.position import diagonal_sums, extend, toeplitz_rows
@@ -133,13 +134,35 @@ class _Context(NamedTuple):
             mask = mask & pairs(block["segments"], self.segments, jnp.equal)
         position = time = bucket = None
         if self.pw is not None:
-            position = toeplitz_rows(self.pw, start, rows, columns).astype(self.acc)
-            position = (position.T if keys_first else position)[None]
+
+            def position_tile():
+                tile = toeplitz_rows(self.pw, start, rows, columns).astype(self.acc)
+                return (tile.T if keys_first else tile)[None]
+
+            position = self.made_once(position_tile) if self.static.added else position_tile()
         if self.tw is not None:
-            dt = pairs(block["qt"], self.ts, jnp.subtract)
-            bucket = time_bucket(dt, self.tw.shape[0] - 1)
-            time = self.tw.astype(self.acc).at[bucket].get(mode="promise_in_bounds")
+
+            def time_tile():
+                dt = pairs(block["qt"], self.ts, jnp.subtract)
+                bucket = time_bucket(dt, self.tw.shape[0] - 1)
+                return bucket, self.tw.astype(self.acc).at[bucket].get(mode="promise_in_bounds")
+
+            bucket, time = self.made_once(time_tile) if self.static.added else time_tile()
         return mask, position, time, bucket
+
+    def made_once(self, make):
+        """The arrays make() returns, kept from being fused into what reads them.
+
+        XLA on CPU would repeat the logarithm and the look-up for every head and every use; an
+        optimization barrier does not survive to its fusion pass, a conditional that it cannot
+        decide (no segment id is negative) does.
+        """
+        if current_platform() != "cpu":
+            return make()
+        zeros = functools.partial(
+            jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(make)
+        )
+        return jax.lax.cond(self.segments[0, 0] >= 0, make, zeros)
 
     def logits(self, equation, first, second, position, time):
         s = self.dot(equation, first, second)
@@ -251,7 +274,7 @@ def _backward(static, residuals, cotangents):
                 da = c.dot("bhdi,bhdj->bhij", gi, c.v)
                 a = jnp.where(mask[:, None], s * sig * static.scale, 0).astype(dtype)
                 ds = jnp.where(mask[:, None], da * sig * (1 + s * (1 - sig)) * static.scale, 0)
-                if static.added and (position is not None or time is not None):
+                if static.added and (pw is not None or tw is not None):
                     d_time = d_position = ds.sum(1)  # [B, i, j]
                 ds = ds.astype(dtype)
                 out["dq"] = c.dot("bhcj,bhij->bhci", c.k, ds).astype(dtype)
@@ -269,7 +292,7 @@ def _backward(static, residuals, cotangents):
                     d_time, d_position = (d, d_position) if name == "g_time" else (d_time, d)
             if time is not None:
                 carry["dtw"] = carry["dtw"].at[row, bucket].add(d_time, mode="promise_in_bounds")
-            if position is not None:
+            if pw is not None:
                 sums = diagonal_sums(d_position.sum(0))
                 old = jax.lax.dynamic_slice_in_dim(carry["dpw"], start, sums.size)
                 carry["dpw"] = jax.lax.dynamic_update_slice_in_dim(
@@ -290,7 +313,9 @@ def _backward(static, residuals, cotangents):
         if pw is not None:
             carry["dpw"] = carry["dpw"][columns - 1 : 2 * columns - 1]
         for name, x in carry.items():
-            total[name] = total[name].at[..., : x.shape[-1]].add(x)
+            # Not `.at[...].add`: that is a scatter, slow to run and slower to constant-fold.
+            missing = total[name].shape[-1] - x.shape[-1]
+            total[name] += jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
 
     dv = (total["dv"] + total["dv_joined"].reshape(v.shape)).astype(dtype)
     dpw = None
