@@ -15,6 +15,7 @@ from recsys_jax.sequential.config import (
     BatchConfig,
     EvaluationConfig,
     ExperimentConfig,
+    PredictConfig,
     SplitConfig,
     model_entry,
 )
@@ -44,6 +45,7 @@ def ml100k(models: Models, seeds: tuple[int, ...] = (0,)) -> ConfigDict:
                 optimizer=OptimizerConfig(learning_rate=3e-3),
             ),
             evaluation=EvaluationConfig(),
+            predict=PredictConfig(model=next(iter(models))),
             seeds=seeds,
             models=models,
         )
@@ -87,6 +89,7 @@ def movielens(
                 steps_per_dispatch=8,
                 optimizer=OptimizerConfig(learning_rate=1e-3),
             ),
+            predict=PredictConfig(model=next(iter(models))),
             models=models,
         )
     )

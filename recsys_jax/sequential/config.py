@@ -76,7 +76,7 @@ class PredictConfig:
     unknown: str = "error"  # error | skip: items that training never saw
     request_time: int | None = None  # time of the request; default: each user's last event
     output: str | None = None  # default: <workdir>/predictions/<model>.parquet; .csv works too
-    model: str | None = None  # label of one model; default: the first
+    model: str | None = None  # label of one model; default: the first by name
 
     def __post_init__(self):
         check_choice("predict.unknown", self.unknown, ("error", "skip"))
@@ -87,7 +87,7 @@ class ExperimentConfig:
     """A comparison of one or more models on one data set with equal budgets.
 
     models: label -> {'model': name, the fields of its config class, and optionally the training
-    overrides of `OVERRIDES`}. The first label is the main model.
+    overrides of `OVERRIDES`}. A ConfigDict keeps them in alphabetical order.
     """
 
     experiment: str = "recsys.sequential"

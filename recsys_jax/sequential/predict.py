@@ -16,7 +16,7 @@ from recsys_jax.sequential.runs import Run
 
 
 def choose_run(runs: list[Run], label: str | None) -> Run:
-    """The first seed of the model called `label` (default: the first model)."""
+    """The first seed of the model called `label` (default: the first model by name)."""
     labels = list(dict.fromkeys(one.entry.label for one in runs))
     for one in runs:
         if one.entry.label == (label or labels[0]):

@@ -56,6 +56,11 @@ _TABLE = {
 }
 
 
+# What `auto` may choose. The Pallas kernels are correct in interpret mode and compile for their
+# devices, but have never run on one: until they have, they serve on demand only.
+_PROVEN = {name: loader for name, loader in _TABLE.items() if name == "xla"}
+
+
 def silu_attention(
     q: jax.Array | None,
     k: jax.Array | None,
@@ -129,7 +134,7 @@ def silu_attention(
     out = SiluAttentionOutput(None, None, None)
     if q is not None or time_weights is not None or position_weights is not None:
         out = implementation_lib.dispatch(
-            'silu_attention', _TABLE, implementation, q, k, v,
+            'silu_attention', _PROVEN if implementation == 'auto' else _TABLE, implementation, q, k, v,
             segment_ids=segment_ids, position_weights=position_weights,
             time_weights=time_weights, timestamps=timestamps, query_times=query_times,
             scale=float(scale), bias=bias, packed=packed,
