@@ -164,15 +164,17 @@ def _description(experiment: ExperimentConfig, data: Dataset) -> str:
     batch, loss, train = experiment.batch, experiment.loss, experiment.train
     negatives = "" if loss.kind == "full_softmax" else f", {loss.num_negatives} negatives"
     negatives += "" if loss.kind != "sampled_softmax" else f" {loss.negatives.replace('_', ' ')}"
+    filtered = "history" if experiment.evaluation.history_filter == "all" else "input window"
+    optimizer = train.optimizer
     return (
         f"{data.log.num_users:,} users, {data.log.num_items:,} items, {data.log.num_events:,} "
         f"events. Split: {experiment.split.kind}, order of ties: {experiment.split.order}. Every "
         f"item of the catalogue is ranked for every test user, less those of the user's "
-        f"{'history' if experiment.evaluation.history_filter == 'all' else 'input window'}. "
-        f"Training: {train.steps} steps of about {batch.batch_size} users, last "
+        f"{filtered}. Training: {train.steps} steps of about {batch.batch_size} users, last "
         f"{batch.max_len} events each, {loss.kind.replace('_', ' ')}{negatives}, "
-        f"{train.optimizer.name} with learning rate {train.optimizer.learning_rate:g}, unless a model says otherwise. "
-        f"Device: {jax.device_count()} x {jax.devices()[0].device_kind}, JAX {jax.__version__}."
+        f"{optimizer.name} with learning rate {optimizer.learning_rate:g}, unless a model says "
+        f"otherwise. Device: {jax.device_count()} x {jax.devices()[0].device_kind}, "
+        f"JAX {jax.__version__}."
     )
 
 
