@@ -133,6 +133,10 @@ def main(argv: list[str]) -> int:
     ):
         import jax
 
+        # XLA's CPU collectives block a thread of its pool each; with as many threads as devices
+        # two devices that reach their collectives in different order wait for ever. NPROC sizes
+        # that pool.
+        os.environ.setdefault("NPROC", "64")
         jax.config.update("jax_num_cpu_devices", cpu_devices)
     distributed.initialize(
         distributed.DistributedConfig(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)

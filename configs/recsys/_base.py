@@ -31,7 +31,6 @@ def ml100k(models: Models, seeds: tuple[int, ...] = (0,)) -> ConfigDict:
     """MovieLens-100K, leave-one-out with validation, full ranking; equal budgets for all models."""
     return as_config_dict(
         ExperimentConfig(
-            cpu_devices=2,
             data=LogConfig(source="movielens_100k"),
             batch=BatchConfig(batch_size=128, max_len=200, packed=True),
             loss=LossConfig(negatives="per_row"),

@@ -1,6 +1,6 @@
 """HSTU (arXiv 2402.17152), the model FuXi-alpha builds on, alone.
 
-    python launch.py --config=configs/recsys/hstu.py:ml100k
+python launch.py --config=configs/recsys/hstu.py:ml100k
 """
 
 from configs.recsys import _base as base

@@ -133,8 +133,9 @@ def silu_attention(
         position_weights = None
     out = SiluAttentionOutput(None, None, None)
     if q is not None or time_weights is not None or position_weights is not None:
+        table = _PROVEN if implementation == "auto" else _TABLE
         out = implementation_lib.dispatch(
-            'silu_attention', _PROVEN if implementation == 'auto' else _TABLE, implementation, q, k, v,
+            'silu_attention', table, implementation, q, k, v,
             segment_ids=segment_ids, position_weights=position_weights,
             time_weights=time_weights, timestamps=timestamps, query_times=query_times,
             scale=float(scale), bias=bias, packed=packed,
