@@ -1,6 +1,7 @@
 """Training and evaluation speed of SASRec and GRU4Rec here and in RecBole on PyTorch, same machine.
 
-    python -m venv /tmp/peer && /tmp/peer/bin/pip install torch==2.13.0 recbole==1.2.1 "numpy<2" pandas
+    python -m venv /tmp/peer
+    /tmp/peer/bin/pip install torch==2.13.0 recbole==1.2.1 "numpy<2" pandas
     python benchmarks/recbole.py --peer_python=/tmp/peer/bin/python
 
 Both train on every next-item target of MovieLens-100K's training part with full-softmax cross

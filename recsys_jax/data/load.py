@@ -39,6 +39,8 @@ class LogConfig:
       time_scale: timestamps are divided by this, rounded down.
       min_rating: drop events rated lower.
       min_user_events, min_item_events: k-core thresholds, 0 for none.
+      shards: folder for a CSV or Parquet log that does not fit in memory: it is brought into
+        array_record shards there, once, in bounded memory, and trained on from disk.
     """
 
     source: str = "movielens_100k"
@@ -50,6 +52,7 @@ class LogConfig:
     min_rating: float | None = None
     min_user_events: int = 0
     min_item_events: int = 0
+    shards: str | None = None
 
 
 def load_log(config: LogConfig | Mapping[str, Any] | None = None) -> InteractionLog:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from recsys_jax.data.batches import pairwise_dataset, training_dataset
 from recsys_jax.data.evaluation import EvaluationBatches, evaluation_batches
 from recsys_jax.data.load import load_log
 from recsys_jax.data.schema import InteractionLog
-from recsys_jax.data.sequences import UserSequences
+from recsys_jax.data.sequences import SequenceSource, UserSequences
 from recsys_jax.data.splits import (
     Examples,
     Split,
@@ -30,7 +31,7 @@ class Dataset:
 
     config: ExperimentConfig
     log: InteractionLog
-    sequences: UserSequences
+    sequences: SequenceSource
     split: Split
 
     @property
@@ -40,6 +41,15 @@ class Dataset:
     @property
     def num_users(self) -> int:
         return self.log.num_users
+
+    @property
+    def num_events(self) -> int:
+        return int(self.sequences.lengths.sum())
+
+    def history(self, user: int) -> np.ndarray:
+        """All items of a user in time order, int32."""
+        stop = self.sequences.lengths[user : user + 1]
+        return self.sequences.ranges(np.array([user]), np.zeros(1, np.int64), stop)[0]
 
     @functools.cached_property
     def item_counts(self) -> np.ndarray:
@@ -120,8 +130,49 @@ class Dataset:
 
 
 def load_dataset(config: ExperimentConfig) -> Dataset:
-    """Reads the log of a configuration and splits it."""
-    log = load_log(config.data)
-    sequences = UserSequences.from_log(log, config.split.order)
+    """Reads the log of a configuration (in memory, or as shards on disk) and splits it."""
+    if config.data.shards:
+        log, sequences = _from_shards(config)
+    else:
+        log = load_log(config.data)
+        sequences = UserSequences.from_log(log, config.split.order)
     split = make_split(config.split.kind, **config.split.options())(sequences)
     return Dataset(config, log, sequences, split)
+
+
+def _from_shards(config: ExperimentConfig) -> tuple[InteractionLog, SequenceSource]:
+    """Histories on disk, and a log that knows the ids but holds no event."""
+    from recsys_jax.data.errors import DataError
+    from recsys_jax.data.out_of_core import preprocess
+
+    data = config.data
+    if data.source not in ("csv", "parquet") or not data.path:
+        raise DataError(
+            f"data.shards needs data.source=csv or parquet and data.path, got {data.source!r} and "
+            f"{data.path!r}."
+        )
+    if config.split.order != "stable" or data.min_item_events or data.min_rating is not None:
+        raise DataError(
+            "data.shards does not support split.order='official', data.min_item_events or "
+            "data.min_rating; filter the log first or load it in memory (no data.shards)."
+        )
+    sequences = preprocess(
+        data.path,
+        data.shards,
+        kind=data.source,
+        columns=data.columns,
+        separator=data.separator,
+        time_scale=data.time_scale,
+        min_user_events=data.min_user_events,
+        report=print,
+    )
+    none = np.zeros(0, np.int32)
+    log = InteractionLog(
+        user=none,
+        item=none,
+        timestamp=none.astype(np.int64),
+        user_ids=sequences.user_ids(),
+        item_ids=sequences.item_vocabulary().ids,
+        name=pathlib.Path(data.path).stem,
+    )
+    return log, sequences

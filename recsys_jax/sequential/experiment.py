@@ -100,7 +100,7 @@ def _announce(experiment: ExperimentConfig, entries, workdir: pathlib.Path) -> N
 def _describe_data(data: Dataset) -> None:
     log, split = data.log, data.split
     _say(
-        f"{log.name}: {log.num_users:,} users, {log.num_items:,} items, {log.num_events:,} "
+        f"{log.name}: {log.num_users:,} users, {log.num_items:,} items, {data.num_events:,} "
         f"events; {len(split.train):,} training, {len(split.valid):,} validation, "
         f"{len(split.test):,} test examples."
     )
@@ -167,7 +167,7 @@ def _description(experiment: ExperimentConfig, data: Dataset) -> str:
     filtered = "history" if experiment.evaluation.history_filter == "all" else "input window"
     optimizer = train.optimizer
     return (
-        f"{data.log.num_users:,} users, {data.log.num_items:,} items, {data.log.num_events:,} "
+        f"{data.log.num_users:,} users, {data.log.num_items:,} items, {data.num_events:,} "
         f"events. Split: {experiment.split.kind}, order of ties: {experiment.split.order}. Every "
         f"item of the catalogue is ranked for every test user, less those of the user's "
         f"{filtered}. Training: {train.steps} steps of about {batch.batch_size} users, last "
@@ -213,7 +213,7 @@ def _examples(data: Dataset, entries, lists, count: int) -> list[RecommendationE
     examples = []
     for index in np.linspace(0, first.num_users - 1, count + 2).astype(int)[1:-1]:
         user = first.users[index]
-        items, _ = data.sequences.user(user)
+        items = data.history(user)
         target = target_of[user]
         examples.append(
             RecommendationExample(

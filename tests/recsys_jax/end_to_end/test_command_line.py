@@ -131,3 +131,19 @@ def test_wrong_column_names_the_ones_there(trained, tmp_path):
     assert done.returncode == 2
     assert "custmer" in done.stderr and "customer" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_training_from_shards_equals_training_in_memory(trained, tmp_path):
+    """The out-of-core path sees the same users, items and order, hence the same numbers."""
+    workdir, log, _ = trained
+    other = tmp_path / "w"
+    done = launch(
+        CONFIG, *columns(log), f"--config.data.shards={tmp_path / 'shards'}", f"--workdir={other}"
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert list((tmp_path / "shards").glob("*.array_record"))
+    old, new = (
+        json.loads((w / "report/results.json").read_text())["models"] for w in (workdir, other)
+    )
+    for a, b in zip(old, new, strict=True):
+        assert a["model"] == b["model"] and a["metrics"] == b["metrics"]
