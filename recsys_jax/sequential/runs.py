@@ -16,6 +16,7 @@ from pangu_jax.parallel.mesh import make_mesh
 from pangu_jax.parallel.sharding import abstract_with_shardings
 from pangu_jax.training import FitResult, Workdir, fit
 from pangu_jax.training.load import load_params
+from pangu_jax.training.signals import check_stop
 from pangu_jax.training.workdir import write_json
 from recsys_jax.data.splits import Examples, training_interactions
 from recsys_jax.evaluation.evaluator import EvaluationResult, Evaluator
@@ -97,7 +98,11 @@ class Run:
             batches = self.data.evaluation_batches(examples)
 
             def evaluate(params, step):
-                return evaluator.evaluate(params, self.model.item_table, batches).metrics
+                # A stop signal need not wait for the end of a long evaluation.
+                result = evaluator.evaluate(
+                    params, self.model.item_table, batches, progress=lambda *_: check_stop()
+                )
+                return result.metrics
 
         started = time.perf_counter()
         with Workdir.open(self.path, self.describe(), seed=self.seed) as workdir:
