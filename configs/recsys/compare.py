@@ -16,7 +16,10 @@ BPR_MF = dict(batch_size=2048, steps=2000, eval_every=250)
 
 VARIANTS = {
     "ml100k": base.Variant(
-        "8 models x 3 seeds on MovieLens-100K", "see docs/fuxi_alpha.md", "see docs/fuxi_alpha.md"
+        "8 models x 3 seeds on MovieLens-100K",
+        "about 1.5 h (estimated from its parts)",
+        "NDCG@10 SASRec .102, GRU4Rec .101, HSTU .097, FuXi-alpha .093, BPR-MF .065, "
+        "most popular .043",
     ),
     "debug": base.Variant("the same, tiny", "under 1 min", "runs through"),
 }

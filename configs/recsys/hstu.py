@@ -8,7 +8,9 @@ from configs.recsys._models import entry
 
 VARIANTS = {
     "ml100k": base.Variant(
-        "MovieLens-100K, leave-one-out, full ranking", "see docs/fuxi_alpha.md", "as in compare.py"
+        "MovieLens-100K, leave-one-out, full ranking",
+        "about 3 min (estimated from compare.py)",
+        "NDCG@10 .097 (3 seeds)",
     ),
     "debug": base.Variant("the same, a few steps of a tiny model", "under 1 min", "runs through"),
     "ml1m": base.Variant(
