@@ -112,6 +112,30 @@ def global_batch(host_batch: Any, mesh: Mesh, *, batch_axis: int = 0) -> Any:
     return jax.tree_util.tree_map_with_path(place, host_batch)
 
 
+def batch_part(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): which of `count` equal parts of a batch's rows this process must provide.
+
+    Processes that share a data shard (a model axis across processes) provide the same part.
+
+    Raises:
+      MeshError: this process's devices do not hold an aligned run of data shards.
+    """
+    own = sorted(
+        {
+            index[0]
+            for index, device in np.ndenumerate(mesh.devices)
+            if device.process_index == jax.process_index()
+        }
+    )
+    ways, size = mesh.shape["data"], len(own)
+    if own != list(range(own[0], own[0] + size)) or own[0] % size or ways % size:
+        raise MeshError(
+            f"This process holds the data shards {own} of {ways}, which are not an equal part of "
+            "the batch; choose train.mesh.data so that every process holds equally many in a row."
+        )
+    return own[0] // size, ways // size
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

@@ -9,6 +9,8 @@ import pathlib
 import jax
 import numpy as np
 
+from pangu_jax.parallel.mesh import make_mesh
+from pangu_jax.parallel.sharding import batch_part
 from recsys_jax.data.batches import pairwise_dataset, training_dataset
 from recsys_jax.data.evaluation import EvaluationBatches, evaluation_batches
 from recsys_jax.data.load import load_log
@@ -69,9 +71,8 @@ class Dataset:
     def training_batches(self, entry: Entry, seed: int, prefetch: int = 4):
         """Endless grain batches for one model: sequences, or pairs for BPR-MF."""
         batch = entry.batch
-        processes = dict(
-            process_index=jax.process_index(), process_count=jax.process_count(), prefetch=prefetch
-        )
+        index, count = batch_part(make_mesh(self.config.train.mesh))
+        processes = dict(process_index=index, process_count=count, prefetch=prefetch)
         if entry.trains_on == "pairs":
             return pairwise_dataset(
                 self.sequences,
@@ -113,6 +114,7 @@ class Dataset:
     ) -> EvaluationBatches:
         """Padded batches; by length, which is faster, unless the order is to be kept."""
         evaluation = self.config.evaluation
+        index, count = batch_part(make_mesh(self.config.train.mesh))
         return evaluation_batches(
             self.sequences,
             examples,
@@ -121,8 +123,8 @@ class Dataset:
             filter=evaluation.history_filter,
             buckets=not keep_order,
             request_times=request_times,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=index,
+            process_count=count,
         )
 
     def next_events(self) -> Examples:

@@ -54,7 +54,7 @@ class Run:
 
     def evaluator(self, keep_topk: int = 0) -> Evaluator:
         evaluation = self.experiment.evaluation
-        single = self.mesh.devices.size == 1 or not self.trained
+        single = self.mesh.devices.size == 1
         return Evaluator(
             self.model.encode,
             ks=evaluation.ks,
