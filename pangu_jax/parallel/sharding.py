@@ -24,9 +24,13 @@ DEFAULT_RULES: Rules = (
     ("items", "model"),
     ("vocab", "model"),
     ("heads", "model"),
+    ("kv_heads", "model"),
     ("mlp", "model"),
     ("sequence", None),
+    ("residual_sequence", None),  # of the residual stream; 'model' here is sequence parallelism
     ("embed", None),
+    ("head_dim", None),
+    ("norm", None),
     ("layers", None),
 )
 
