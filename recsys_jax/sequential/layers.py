@@ -7,24 +7,18 @@ columns belong to the same user when their non-zero segment ids agree (packed ro
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pangu_jax.models.remat import check_policy, remat_block
 from recsys_jax.sequential.randomness import Dropout, dropout
 
 # torch.nn.init.xavier_normal_ / xavier_uniform_; flax's `glorot_normal` would be truncated.
 xavier_normal = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
 xavier_uniform = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-
-# Rematerialisation of a block by policy name: what the backward pass may keep.
-REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
-    "nothing": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,10 +45,7 @@ class BackboneConfig:
         return self.max_len + self.extra_slots
 
     def __post_init__(self):
-        if self.remat != "none" and self.remat not in REMAT_POLICIES:
-            raise ValueError(
-                f"remat={self.remat!r} is not a policy; allowed: none, {', '.join(REMAT_POLICIES)}"
-            )
+        check_policy(self.remat)
         if not 0.0 <= self.dropout_rate < 1.0:
             raise ValueError(f"dropout_rate={self.dropout_rate} must lie in [0, 1)")
 
@@ -144,10 +135,8 @@ def stack_blocks(block: type[nn.Module], config: BackboneConfig, *args, **kwargs
     The block is called as (x, context) -> (x, None); parameters are stacked on a leading 'layers'
     axis; `context` (a dict of arrays) is shared by all layers.
     """
-    if config.remat != "none":
-        block = nn.remat(block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
     return nn.scan(
-        block,
+        remat_block(block, config.remat),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(nn.broadcast,),

@@ -1,0 +1,163 @@
+"""Public entry of segment attention: checks, choice of implementation.
+
+Contract for an implementation module: a function with the arguments of `segment_attention` less
+`implementation`, and with the same None's: segment ids None (for both sides) means one document
+per row without padding, positions None (for both sides, T = S) means that a token's place in its
+row orders it. It may rely on checked arguments. Rows of padding come out as zeros and get zero
+gradients. It differentiates with respect to q, k and v, and raises ``NotImplementedError('why')``,
+while tracing, for what it cannot do.
+
+Letters: B rows, T queries, S keys, N query heads, K key-value heads, H head width.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pangu_jax.kernels import implementation as implementation_lib
+
+
+def _xla():
+    raise NotImplementedError("the block-wise form is not here yet; rows of up to 1024 work")
+
+
+def _dense():
+    from pangu_jax.kernels.segment_attention.dense import segment_attention_dense
+
+    return segment_attention_dense
+
+
+def _cudnn():
+    raise NotImplementedError("cuDNN is not connected yet")
+
+
+def _splash():
+    raise NotImplementedError(
+        "the TPU splash kernel of jax.experimental.pallas.ops.tpu is not connected yet"
+    )
+
+
+_TABLE = {"xla": _xla}
+# Choices of this operation alone, beyond `implementation_lib.IMPLEMENTATIONS`.
+_OWN = {"dense": _dense, "cudnn": _cudnn, "splash": _splash}
+
+# Longest row (of keys) for which `auto` takes the dense map on the XLA path; measured on CPU.
+DENSE_UP_TO = 1024
+
+
+def segment_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    q_segment_ids: jax.Array | None = None,
+    kv_segment_ids: jax.Array | None = None,
+    q_positions: jax.Array | None = None,
+    kv_positions: jax.Array | None = None,
+    scale: float,
+    window: int | None = None,
+    implementation: str = "auto",
+) -> jax.Array:
+    """softmax(scale * q k^T) v over the visible keys.
+
+    Query t sees key s iff both have the same nonzero segment id, and
+    0 <= q_position - kv_position (< window). Query head n uses key-value head n // (N / K).
+    Softmax state and sums are float32 (float64 for float64 inputs).
+
+    Args:
+      q: [B, T, N, H].
+      k: [B, S, K, H], K a divisor of N.
+      v: [B, S, K, H].
+      q_segment_ids, kv_segment_ids: int32 [B, T] and [B, S], 0 = padding; or both None: every
+        row is one document.
+      q_positions, kv_positions: int32 [B, T] and [B, S], original positions, in any order; or
+        both None (then T = S): documents lie in a row in order, so row order decides.
+      scale: factor of the products, usually H ** -0.5.
+      window: how many latest positions are seen, the query's own included; None for all.
+      implementation: 'auto', 'xla' (block-wise, no T x S array), 'dense' (the whole map),
+        'cudnn' (jax.nn.dot_product_attention on an NVIDIA GPU; one document per row, no
+        positions), 'splash' (not yet), or a Pallas kernel's name.
+
+    Returns:
+      [B, T, N, H] in the type of v; zero for queries that see nothing.
+
+    Raises:
+      ValueError: for shapes, types or arguments that do not fit together.
+      ImplementationUnavailableError: if a demanded implementation cannot serve the call.
+
+    Source: Vaswani et al. (arXiv 1706.03762), GQA (arXiv 2305.13245), document reset as in
+    Pangu Ultra (arXiv 2504.07866) section 4.3.1.
+    """
+    _check(q, k, v, q_segment_ids, kv_segment_ids, q_positions, kv_positions, window)
+    if implementation == "auto" and _prefers_dense(q, k):
+        implementation = "dense"
+    arguments = {
+        "q_segment_ids": q_segment_ids,
+        "kv_segment_ids": kv_segment_ids,
+        "q_positions": q_positions,
+        "kv_positions": kv_positions,
+        "scale": float(scale),
+        "window": window,
+    }
+    with jax.named_scope("segment_attention"):
+        if implementation in _OWN:
+            return _demand(implementation, q, k, v, **arguments)
+        return implementation_lib.dispatch(
+            "segment_attention", _TABLE, implementation, q, k, v, **arguments
+        )
+
+
+def _prefers_dense(q, k):
+    # Where a Pallas kernel may serve, `auto` must reach it; this rule concerns the XLA path.
+    names = implementation_lib.candidates("auto")
+    first = next(name for name in names if name in _TABLE)
+    return first == "xla" and (k.shape[1] <= DENSE_UP_TO or q.shape[1] == 1)
+
+
+def _demand(implementation, *args, **kwargs):
+    try:
+        return _OWN[implementation]()(*args, **kwargs)
+    except NotImplementedError as error:
+        raise implementation_lib.ImplementationUnavailableError(
+            f"segment_attention cannot run with implementation={implementation!r} ({error}). "
+            "Use implementation='auto' or 'xla'."
+        ) from error
+
+
+def _check(q, k, v, q_segment_ids, kv_segment_ids, q_positions, kv_positions, window):
+    if q.ndim != 4 or k.ndim != 4:
+        raise ValueError(
+            f"q has shape {q.shape} and k {k.shape}; [batch, positions, heads, width] is needed."
+        )
+    rows, queries, heads, width = q.shape
+    keys, kv_heads = k.shape[1:3]
+    if k.shape != v.shape or k.shape != (rows, keys, kv_heads, width):
+        raise ValueError(
+            f"k has shape {k.shape} and v {v.shape}; both must be [{rows}, keys, kv_heads, "
+            f"{width}] to fit q of shape {q.shape}."
+        )
+    if heads % kv_heads:
+        raise ValueError(f"q has {heads} heads, which is no multiple of the {kv_heads} of k and v.")
+    if not q.dtype == k.dtype == v.dtype or not jnp.issubdtype(q.dtype, jnp.floating):
+        raise ValueError(
+            f"q, k and v have types {q.dtype}, {k.dtype} and {v.dtype}; one floating type for all "
+            "is needed."
+        )
+    for name, of_q, of_kv in (
+        ("segment_ids", q_segment_ids, kv_segment_ids),
+        ("positions", q_positions, kv_positions),
+    ):
+        if (of_q is None) != (of_kv is None):
+            raise ValueError(f"q_{name} and kv_{name} must both be given, or both be None.")
+        for side, x, shape in (("q", of_q, (rows, queries)), ("kv", of_kv, (rows, keys))):
+            if x is not None and (x.shape != shape or x.dtype != jnp.int32):
+                raise ValueError(
+                    f"{side}_{name} is {x.dtype}{list(x.shape)}; int32{list(shape)} is needed."
+                )
+    if q_positions is None and queries != keys:
+        raise ValueError(
+            f"There are {queries} queries and {keys} keys: q_positions and kv_positions are needed."
+        )
+    if window is not None and window < 1:
+        raise ValueError(f"window={window} must be at least 1, or None.")

@@ -1,0 +1,38 @@
+"""Rematerialisation of a block by policy name: what the backward pass may keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+
+# 'nothing' recomputes the whole block; 'dots' keeps the results of weight products (no batch
+# dimension in the product), so that attention and elementwise work alone are done twice.
+REMAT_POLICIES: dict[str, Callable[..., bool]] = {
+    "nothing": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def remat_block(block: type[nn.Module], policy: str) -> type[nn.Module]:
+    """`block` itself for policy 'none', else the block rematerialised by that policy.
+
+    Meant for blocks under `nn.scan`, where common-subexpression elimination cannot undo the
+    recomputation.
+
+    Raises:
+      ValueError: for an unknown policy, naming the allowed ones.
+    """
+    check_policy(policy)
+    if policy == "none":
+        return block
+    return nn.remat(block, policy=REMAT_POLICIES[policy], prevent_cse=False)
+
+
+def check_policy(policy: str) -> None:
+    """Raises ValueError naming the field and the allowed names."""
+    if policy != "none" and policy not in REMAT_POLICIES:
+        raise ValueError(
+            f"remat={policy!r} is not a policy; allowed: none, {', '.join(REMAT_POLICIES)}"
+        )
