@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -130,7 +129,7 @@ class Evaluator:
         self._allowed = None if allowed_items is None else np.asarray(allowed_items, bool)
         self._options = dict(block_items=block_items, filter_target=filter_target)
         self._mesh, self._axes = mesh, (data_axis, model_axis)
-        self._step = self._make_step(encode_fn)
+        self._encode = _last_vectors(encode_fn)
 
     def evaluate(
         self,
@@ -208,7 +207,7 @@ class Evaluator:
         history = np.asarray(batch.get("history", np.zeros((len(users), 0), np.int32)))
         fields = {name: batch[name] for name in batch if name != "history"}
         # A power of two of history columns bounds the number of compilations.
-        width = 1 << max(history.shape[1] - 1, 0).bit_length() if history.shape[1] else 0
+        width = max(64, 1 << (history.shape[1] - 1).bit_length()) if history.shape[1] else 0
         fields["history"] = np.pad(history, ((0, 0), (0, width - history.shape[1])))
         _field(fields, "lengths")
         fields.setdefault("targets", np.zeros(len(users), np.int32))
@@ -218,8 +217,10 @@ class Evaluator:
                 name: jax.make_array_from_process_local_data(rows, np.asarray(value))
                 for name, value in fields.items()
             }
-        out = self._step(params, table, allowed, fields, k=k, num_items=num_items)
-        return out, users, history
+        targets, history_columns = fields.pop("targets"), fields.pop("history")
+        vectors, finite = self._encode(params, fields)
+        ranking = self._rank(vectors, table, allowed, targets, history_columns, k, num_items)
+        return (ranking, finite), users, history
 
     def _fetch(self, out, users, history, num_items):
         ranking, finite = out
@@ -239,26 +240,16 @@ class Evaluator:
         lists = UserLists(users[real], ranks[real], items[real], scores[real])
         return lists, history[real], num_items
 
-    def _make_step(self, encode_fn):
-        mesh, (data_axis, model_axis) = self._mesh, self._axes
-
-        @functools.partial(jax.jit, static_argnames=("k", "num_items"))
-        def step(params, table, allowed, batch, *, k, num_items):
-            vectors = encode_fn(params, batch)
-            if vectors.ndim == 3:
-                last = jnp.maximum(batch["lengths"].astype(jnp.int32) - 1, 0)
-                vectors = jnp.take_along_axis(vectors, last[:, None, None], axis=1)[:, 0]
-            arguments = (vectors, table, batch["targets"], batch["history"])
-            options = dict(k=k, num_items=num_items, allowed_items=allowed, **self._options)
-            if mesh is None:
-                ranking = rank_targets_and_topk(*arguments, **options)
-            else:
-                ranking = rank_targets_and_topk_sharded(
-                    *arguments, mesh=mesh, data_axis=data_axis, model_axis=model_axis, **options
-                )
-            return ranking, jnp.isfinite(vectors).all(-1)
-
-        return step
+    def _rank(self, vectors, table, allowed, targets, history, k, num_items):
+        """The ranking of one batch, a program of its own: it compiles once for all models."""
+        arguments = (vectors, table, targets, history)
+        options = dict(k=k, num_items=num_items, allowed_items=allowed, **self._options)
+        if self._mesh is None:
+            return rank_targets_and_topk(*arguments, **options)
+        data_axis, model_axis = self._axes
+        return rank_targets_and_topk_sharded(
+            *arguments, mesh=self._mesh, data_axis=data_axis, model_axis=model_axis, **options
+        )
 
     def _table(self, params, item_table):
         """Item table and mask on the devices, and the number of items."""
@@ -273,13 +264,14 @@ class Evaluator:
         if allowed is not None:
             allowed = np.pad(allowed, (0, table.shape[0] - len(allowed)))
         if self._mesh is not None:
+            if allowed is None:
+                allowed = np.ones(table.shape[0], bool)
             axis = self._axes[1]
             multiple = self._mesh.shape[axis] if axis else 1
             if table.shape[0] % multiple:
                 table = pad_rows(table, multiple)
             table = self._on_mesh(table, P(axis))
-            if allowed is not None:
-                allowed = self._on_mesh(pad_rows(allowed, multiple), P(axis))
+            allowed = self._on_mesh(pad_rows(allowed, multiple), P(axis))
         else:
             table = jnp.asarray(table)
         if not bool(_all_finite(table)):
@@ -359,6 +351,20 @@ def evaluate(
     Compiles anew on every call: where a model is evaluated again and again, keep an `Evaluator`.
     """
     return Evaluator(encode_fn, **options).evaluate(params, item_table, batches, progress=progress)
+
+
+def _last_vectors(encode_fn):
+    """Jitted (params, batch) -> user vectors [R, D] after the last event, finite [R] bool."""
+
+    @jax.jit
+    def encode(params, batch):
+        vectors = encode_fn(params, batch)
+        if vectors.ndim == 3:
+            last = jnp.maximum(batch["lengths"].astype(jnp.int32) - 1, 0)
+            vectors = jnp.take_along_axis(vectors, last[:, None, None], axis=1)[:, 0]
+        return vectors, jnp.isfinite(vectors).all(-1)
+
+    return encode
 
 
 @jax.jit

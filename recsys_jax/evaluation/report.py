@@ -101,7 +101,12 @@ def write_report(
     text = json.dumps(payload, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "results.json").write_text(text + "\n", encoding="utf-8")
 
-    parts = [f"# {title}", description, _results(report, level), images.get("comparison", "")]
+    parts = [
+        f"# {title}",
+        description,
+        _results(report, level, primary),
+        images.get("comparison", ""),
+    ]
     parts += [_tests(comparisons, primary), _beyond(summaries), _curve_section(images)]
     parts += [_examples(examples), _notes(notes, summaries), _data(licence, citation)]
     text = "\n\n".join(part.strip() for part in parts if part.strip())
@@ -189,11 +194,12 @@ def _table(header, rows, align):
     return "\n".join([_row(header), _row([marks[a] for a in align]), *map(_row, rows)])
 
 
-def _results(report, level) -> str:
+def _results(report, level, primary) -> str:
     summaries, metrics = report.summaries, report.metrics
     best = _best(summaries, metrics)
     seeds = max(len(s.entry.results) for s in summaries)
     extras = [
+        (f"validation {primary}", lambda e: e.validation and f"{np.mean(e.validation):.4f}"),
         ("parameters", lambda e: e.parameters and f"{e.parameters:,}"),
         ("training", lambda e: e.train_seconds and _duration(e.train_seconds)),
     ]

@@ -33,6 +33,7 @@ class ModelEntry:
     curves: 'train/loss', 'eval/NDCG@10', ... -> (steps [n], values [n]); see `read_curves`.
     parameters: number of trained parameters. train_seconds: wall-clock training time of a seed.
     note: shown under the table, for example the configuration.
+    validation: best validation value of the primary metric, one per seed; empty without one.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ModelEntry:
     parameters: int | None = None
     train_seconds: float | None = None
     note: str = ""
+    validation: Sequence[float] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +165,7 @@ def as_json(summaries: Sequence[ModelSummary], comparisons: Sequence[Comparison]
                 "model": s.name,
                 "seeds": len(s.entry.results),
                 "users": s.entry.results[0].num_users,
+                "validation": [number(x) for x in s.entry.validation],
                 "parameters": s.entry.parameters,
                 "train_seconds": number(s.entry.train_seconds),
                 "evaluation_seconds": number(np.mean([r.seconds for r in s.entry.results])),

@@ -74,7 +74,7 @@ def time_evaluation(one: Run) -> dict[str, float]:
             )
         )
     )
-    evaluator = one.evaluator()
+    evaluator = one.evaluator
     batches = one.data.evaluation_batches(one.data.split.test)
     evaluator.evaluate(params, one.model.item_table, batches)
     result = evaluator.evaluate(params, one.model.item_table, batches)

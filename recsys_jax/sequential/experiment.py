@@ -114,7 +114,6 @@ def _evaluate_and_report(
     experiment: ExperimentConfig, data: Dataset, runs: list[Run], workdir: pathlib.Path
 ) -> Report | None:
     evaluation = experiment.evaluation
-    keep = 10 if evaluation.examples_in_report else 0
     validated = len(data.split.valid) > 0
     entries: dict[str, ModelEntry] = {}
     lists: dict[str, np.ndarray] = {}
@@ -126,7 +125,8 @@ def _evaluate_and_report(
             if which != "auto":
                 label += {"latest": " (last epoch)", "best": " (best on test)"}[which]
             params = one.params(which)
-            result = one.test(params, keep_topk=keep)
+            curves = read_curves(one.path / "metrics.jsonl")
+            result = one.test(params)
             _say(
                 f"test {label} seed {one.seed}: NDCG@10 {result.metrics.get('NDCG@10', 0):.4f} "
                 f"({result.num_users:,} users, {result.seconds:.1f} s)"
@@ -136,11 +136,15 @@ def _evaluate_and_report(
                 entries[label] = ModelEntry(
                     name=label,
                     results=[],
-                    curves=read_curves(one.path / "metrics.jsonl"),
+                    curves=curves,
+                    validation=[],
                     parameters=sum(np.size(x) for x in jax.tree.leaves(params)),
                     train_seconds=one.train_seconds or None,
                 )
             entries[label].results.append(result)
+            chosen = curves.get(f"eval/{experiment.train.best_metric}")
+            if validated and chosen is not None:
+                entries[label].validation.append(float(np.nanmax(chosen[1])))
     if jax.process_index() != 0:
         return None
     report = write_report(

@@ -67,7 +67,7 @@ def predict(
         times = np.full(len(examples), settings.request_time, np.int64)
     output = pathlib.Path(settings.output or workdir / "predictions" / f"{one.entry.label}.parquet")
     batches = source.evaluation_batches(examples, times, keep_order=True)
-    lists = one.evaluator().recommend(one.params(), one.model.item_table, batches, k=settings.k)
+    lists = one.evaluator.recommend(one.params(), one.model.item_table, batches, k=settings.k)
     count = write_predictions(
         output,
         lists,

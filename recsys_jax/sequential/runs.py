@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 import time
@@ -24,6 +25,8 @@ from recsys_jax.sequential.config import Entry, ExperimentConfig
 from recsys_jax.sequential.dataset import Dataset
 from recsys_jax.sequential.model import build_model
 from recsys_jax.sequential.most_popular import popularity_table
+
+LIST_LENGTH = 10  # of the recommendations that a report shows
 
 
 @dataclasses.dataclass
@@ -52,14 +55,16 @@ class Run:
             item_probabilities=self.data.item_probabilities if uses_counts else None,
         )
 
-    def evaluator(self, keep_topk: int = 0) -> Evaluator:
+    @functools.cached_property
+    def evaluator(self) -> Evaluator:
+        """One for validation and test, so that nothing is compiled twice."""
         evaluation = self.experiment.evaluation
         single = self.mesh.devices.size == 1
         return Evaluator(
             self.model.encode,
             ks=evaluation.ks,
             popularity=self.data.item_counts,
-            keep_topk=keep_topk,
+            keep_topk=LIST_LENGTH if evaluation.examples_in_report else 0,
             num_items=self.data.num_items,
             filter_target=evaluation.rank_limit is not None,
             rank_limit=evaluation.rank_limit,
@@ -94,7 +99,7 @@ class Run:
         examples = validation if len(validation) else self.data.split.test
         evaluate = None
         if len(examples):
-            evaluator = self.evaluator()
+            evaluator = self.evaluator
             batches = self.data.evaluation_batches(examples)
 
             def evaluate(params, step):
@@ -141,13 +146,11 @@ class Run:
         _, items, times = training_interactions(self.data.sequences, self.data.split.train)
         return popularity_table(items, times, self.data.num_items, self.entry.config)
 
-    def test(
-        self, params: Any, examples: Examples | None = None, keep_topk: int = 0
-    ) -> EvaluationResult:
+    def test(self, params: Any, examples: Examples | None = None) -> EvaluationResult:
         """Full-catalogue ranking of the test part (or of `examples`)."""
         examples = self.data.split.test if examples is None else examples
         batches = self.data.evaluation_batches(examples)
-        return self.evaluator(keep_topk).evaluate(params, self.model.item_table, batches)
+        return self.evaluator.evaluate(params, self.model.item_table, batches)
 
 
 def _describe_batch(batch: dict[str, np.ndarray]) -> dict[str, float]:

@@ -38,7 +38,15 @@ def entries():
     }
     return [
         ModelEntry("weak", [result(60, 9)]),
-        ModelEntry("strong|er", [result(8, s) for s in range(3)], curves, 61_200, 95.0, "4 layers"),
+        ModelEntry(
+            "strong|er",
+            [result(8, s) for s in range(3)],
+            curves,
+            61_200,
+            95.0,
+            "4 layers",
+            [0.2, 0.3, 0.4],
+        ),  # fmt: skip
     ]
 
 
@@ -66,6 +74,7 @@ def test_numbers_files_and_links(tmp_path):
     cell = f"**{i.mean:.4f}** ±{strong.std_over_seeds:.4f} [{i.low:.4f}, {i.high:.4f}]"
     row = next(line for line in text.splitlines() if line.startswith("| strong\\|er | "))
     assert cell in row and "61,200" in row and "1.6 min" in row
+    assert "validation NDCG@10" in text and "| 0.3000 |" in row  # mean over the seeds
     for needle in ("What was done.", "research only", "Harper and Konstan 2015", "A note.",
                    "Star \\*Wars\\*", "**Alien** ✓", "80 test users", "4 layers"):  # fmt: skip
         assert needle in text
