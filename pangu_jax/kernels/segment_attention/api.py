@@ -19,7 +19,9 @@ from pangu_jax.kernels import implementation as implementation_lib
 
 
 def _xla():
-    raise NotImplementedError("the block-wise form is not here yet; rows of up to 1024 work")
+    from pangu_jax.kernels.segment_attention.xla import segment_attention_xla
+
+    return segment_attention_xla
 
 
 def _dense():
@@ -29,7 +31,9 @@ def _dense():
 
 
 def _cudnn():
-    raise NotImplementedError("cuDNN is not connected yet")
+    from pangu_jax.kernels.segment_attention.cudnn import segment_attention_cudnn
+
+    return segment_attention_cudnn
 
 
 def _splash():
@@ -41,9 +45,6 @@ def _splash():
 _TABLE = {"xla": _xla}
 # Choices of this operation alone, beyond `implementation_lib.IMPLEMENTATIONS`.
 _OWN = {"dense": _dense, "cudnn": _cudnn, "splash": _splash}
-
-# Longest row (of keys) for which `auto` takes the dense map on the XLA path; measured on CPU.
-DENSE_UP_TO = 1024
 
 
 def segment_attention(
@@ -90,7 +91,7 @@ def segment_attention(
     Pangu Ultra (arXiv 2504.07866) section 4.3.1.
     """
     _check(q, k, v, q_segment_ids, kv_segment_ids, q_positions, kv_positions, window)
-    if implementation == "auto" and _prefers_dense(q, k):
+    if implementation == "auto" and _prefers_dense(q):
         implementation = "dense"
     arguments = {
         "q_segment_ids": q_segment_ids,
@@ -108,11 +109,10 @@ def segment_attention(
         )
 
 
-def _prefers_dense(q, k):
-    # Where a Pallas kernel may serve, `auto` must reach it; this rule concerns the XLA path.
-    names = implementation_lib.candidates("auto")
-    first = next(name for name in names if name in _TABLE)
-    return first == "xla" and (k.shape[1] <= DENSE_UP_TO or q.shape[1] == 1)
+def _prefers_dense(q):
+    # A decoding step: one row of the map, nothing to skip or to save. For every longer T that was
+    # measured on CPU (32 to 2048) the block-wise form was the faster one.
+    return q.shape[1] == 1
 
 
 def _demand(implementation, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""Segment attention with the whole map at once: fastest for short rows, and for decoding.
+"""Segment attention with the whole map at once: for decoding, where the map is one row.
 
 The definition itself serves; what differs from a kernel is memory, O(B N T S).
 """

@@ -1,7 +1,7 @@
 """The definition of segment attention in plain jnp: dense, differentiable, float64 when asked.
 
 Every implementation is tested against this file. It materialises [B, N, T, S] and is meant for
-tests, for reading, and (as implementation 'dense') for short rows.
+tests, for reading, and (as implementation 'dense') for decoding steps.
 
 Letters: B rows, T queries, S keys, N query heads, K key-value heads, G = N / K, H head width.
 """
