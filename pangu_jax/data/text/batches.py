@@ -6,7 +6,6 @@ R rows, T tokens a row, K batches per dispatch.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from typing import Literal
 
@@ -20,6 +19,8 @@ from pangu_jax.data.text.shard_reader import TextShards
 
 FIELDS = ("tokens", "labels", "segment_ids", "positions")
 NO_LABEL = -1
+# grain divides lengths as floats; a power of two below sys.maxsize stays in range.
+_ENDLESS = 1 << 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ class PackedRows(grain.MapDataset):
         self._seq_len, self._domain = seq_len, domain
 
     def __len__(self) -> int:
-        return sys.maxsize
+        return _ENDLESS
 
     def __getitem__(self, index):
         if isinstance(index, slice):
@@ -148,7 +149,7 @@ def text_batches(
         _domain_rows(shards, mixture, domain, seq_len, seed, packing, start.get(domain, 0))
         for domain in names
     ]
-    schedule = RowSchedule([mixture.weights[d] for d in names], sys.maxsize)
+    schedule = RowSchedule([mixture.weights[d] for d in names], _ENDLESS)
     mixed = grain.MapDataset.select_from_datasets(rows, schedule)
     per_process = batch_rows // process_count
     dataset = mixed.batch(per_process)[process_index::process_count]
@@ -170,7 +171,7 @@ def consumed_tokens(
       start: what the phase itself began with.
     """
     names = [domain for domain, weight in mixture.weights.items() if weight > 0]
-    schedule = RowSchedule([mixture.weights[d] for d in names], sys.maxsize)
+    schedule = RowSchedule([mixture.weights[d] for d in names], _ENDLESS)
     counts = schedule.rows_before(batch_rows * num_batches)
     after = dict(start or {})
     for domain, count in zip(names, counts.tolist(), strict=True):

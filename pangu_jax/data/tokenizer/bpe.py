@@ -8,6 +8,7 @@ are choices.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -96,6 +97,29 @@ def train_merges(texts: Iterable[str], config: BpeConfig) -> list[Merge]:
     if not seen:
         raise TokenizerError("There is no text to train a vocabulary on; give at least one.")
     return [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
+
+
+def word_counts(texts: Iterable[str], config: BpeConfig) -> collections.Counter[str]:
+    """How often each word occurs, words in the byte alphabet as the pre-tokenizer cuts them.
+
+    Raises:
+      TokenizerError: no text.
+    """
+    cut = _pre_tokenizer(config)
+    counts: collections.Counter[str] = collections.Counter()
+    for text in texts:
+        counts.update(word for word, _ in cut.pre_tokenize_str(text))
+    if not counts:
+        raise TokenizerError("There is no text to train a vocabulary on; give at least one.")
+    return counts
+
+
+def is_word(token: str, config: BpeConfig) -> bool:
+    """Whether a text can have this token (byte alphabet) as one whole word."""
+    from tokenizers import decoders
+
+    text = decoders.ByteLevel().decode([token])
+    return [word for word, _ in _pre_tokenizer(config).pre_tokenize_str(text)] == [token]
 
 
 def build_tokenizer(tokens: Sequence[str], merges: Sequence[Merge], config: BpeConfig) -> Tokenizer:

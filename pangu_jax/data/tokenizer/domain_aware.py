@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pangu_jax.data.tokenizer.bpe import (
     BpeConfig,
@@ -14,6 +15,7 @@ from pangu_jax.data.tokenizer.bpe import (
     train_merges,
 )
 from pangu_jax.data.tokenizer.errors import TokenizerError
+from pangu_jax.data.tokenizer.joint import joint_vocabulary
 from pangu_jax.data.tokenizer.merging import MergedVocabulary, merge_vocabularies
 
 if TYPE_CHECKING:
@@ -27,15 +29,15 @@ Texts = Callable[[], Iterable[str]] | Iterable[str]
 class DomainShare:
     """One row of the report.
 
-    quota, owned: share asked for, tokens taken from the domain. known: tokens of the final
-    vocabulary that the domain's own BPE learned too. bytes_per_token: on held-out text, with the
+    quota, owned: share asked for, tokens taken from the domain. used: different tokens
+    of the vocabulary that its held-out text has. bytes_per_token: on held-out text, with the
     domain-aware vocabulary and with one BPE; None without held-out text.
     """
 
     quota: float
     owned: int
-    known: int
     held_out_bytes: int = 0
+    used: int = 0
     bytes_per_token: float | None = None
     global_bytes_per_token: float | None = None
 
@@ -61,7 +63,7 @@ class VocabularyReport:
             f"{self.vocab_size} tokens: {self.num_fixed} fixed, {learned} learned with "
             f"{self.num_merges} merges, {self.dead} dead.",
             "",
-            "| domain | quota | owned | known | held-out MB | bytes/token | one BPE | gain |",
+            "| domain | quota | owned | held-out MB | used | bytes/token | one BPE | gain |",
             "|---|---|---|---|---|---|---|---|",
         ]
         for name, row in self.domains.items():
@@ -75,8 +77,8 @@ class VocabularyReport:
                 ]
             share = row.owned / learned if learned else 0.0
             lines.append(
-                f"| {name} | {row.quota:.1%} | {row.owned} ({share:.1%}) | {row.known} | "
-                f"{row.held_out_bytes / 1e6:.2f} | {' | '.join(rates)} |"
+                f"| {name} | {row.quota:.1%} | {row.owned} ({share:.1%}) | "
+                f"{row.held_out_bytes / 1e6:.2f} | {row.used} | {' | '.join(rates)} |"
             )
         return "\n".join(lines) + "\n"
 
@@ -85,43 +87,46 @@ def train_domain_aware(
     texts: Mapping[str, Texts],
     quotas: Mapping[str, float],
     config: BpeConfig,
-) -> tuple[Tokenizer, MergedVocabulary, dict[str, int]]:
-    """Byte-level BPE per domain, merged to one vocabulary of exactly config.vocab_size tokens.
+    *,
+    method: Literal["merged", "joint"] = "merged",
+) -> tuple[Tokenizer, MergedVocabulary]:
+    """Byte-level BPE of exactly config.vocab_size tokens with a share of them for each domain.
 
     Args:
       texts: by domain, texts to learn from.
       quotas: by domain, its share of the learned tokens; the shares sum to 1.
-
-    Returns:
-      The tokenizer, the merged vocabulary, and by domain how many of its tokens were kept.
+      method: 'merged' trains one BPE per domain and merges the vocabularies, as the paper
+        describes it (how merges are reconciled is reconstructed, see `merging.py`); 'joint' learns
+        one list of merges in which the domains take turns (ours, see `joint.py`).
 
     Raises:
-      TokenizerError: see `merge_vocabularies` and `train_merges`.
+      TokenizerError: domains without quota or without text, quotas that do not sum to 1, too
+        little text for a quota.
 
-    Source: Pangu Ultra, section 2.3; the reconciliation of merges is reconstructed, see
-    `merging.py`.
+    Source: Pangu Ultra, section 2.3.
     """
+    if method not in ("merged", "joint"):
+        raise TokenizerError(f"method must be 'merged' or 'joint', got {method!r}.")
     if set(texts) != set(quotas):
         raise TokenizerError(
             f"Quotas name the domains {sorted(quotas)}, the texts are of {sorted(texts)}; they "
             "must be the same."
         )
-    merges = {}
-    for domain in sorted(texts):
-        try:
-            merges[domain] = train_merges(_read(texts[domain]), config)
-        except TokenizerError as error:
-            raise TokenizerError(f"Domain {domain!r}: {error}") from error
-    merged = merge_vocabularies(merges, quotas, config)
-    kept = set(merged.tokens)
-    known = {d: len(kept & {a + b for a, b in own}) for d, own in merges.items()}
-    tokenizer = as_plain_text(build_tokenizer(merged.tokens, merged.merges, config))
-    return tokenizer, merged, known
+    if method == "joint":
+        merged = joint_vocabulary({d: _read(t) for d, t in texts.items()}, quotas, config)
+    else:
+        merges = {}
+        for domain in sorted(texts):
+            try:
+                merges[domain] = train_merges(_read(texts[domain]), config)
+            except TokenizerError as error:
+                raise TokenizerError(f"Domain {domain!r}: {error}") from error
+        merged = merge_vocabularies(merges, quotas, config)
+    return as_plain_text(build_tokenizer(merged.tokens, merged.merges, config)), merged
 
 
 def vocabulary_report(
     merged: MergedVocabulary,
-    known: Mapping[str, int],
     quotas: Mapping[str, float],
     config: BpeConfig,
     *,
@@ -138,14 +143,13 @@ def vocabulary_report(
         row: dict[str, Any] = {
             "quota": quota,
             "owned": merged.owner.count(domain),
-            "known": known[domain],
         }
         if held_out and domain in held_out and tokenizer and global_tokenizer:
             sample = list(_read(held_out[domain]))
             size = sum(len(text.encode("utf-8")) for text in sample)
             row["held_out_bytes"] = size
-            row["bytes_per_token"] = bytes_per_token(tokenizer, sample)
-            row["global_bytes_per_token"] = bytes_per_token(global_tokenizer, sample)
+            row["bytes_per_token"], row["used"] = _compression(tokenizer, sample)
+            row["global_bytes_per_token"], _ = _compression(global_tokenizer, sample)
         rows[domain] = DomainShare(**row)
     return VocabularyReport(
         config.vocab_size, config.num_fixed, len(merged.merges), len(merged.dead), rows
@@ -154,16 +158,20 @@ def vocabulary_report(
 
 def bytes_per_token(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
     """UTF-8 bytes of all texts over the number of their tokens; NaN without tokens."""
-    size = tokens = 0
-    batch: list[str] = []
-    for text in texts:
-        size += len(text.encode("utf-8"))
-        batch.append(text)
-        if len(batch) == 256:
-            tokens += sum(map(len, tokenizer.encode_batch(batch, add_special_tokens=False)))
-            batch = []
-    tokens += sum(map(len, tokenizer.encode_batch(batch, add_special_tokens=False)))
-    return size / tokens if tokens else float("nan")
+    return _compression(tokenizer, texts)[0]
+
+
+def _compression(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[float, int]:
+    """(bytes per token, different tokens)."""
+    size = count = 0
+    used: set[int] = set()
+    stream = iter(texts)
+    while batch := list(itertools.islice(stream, 256)):
+        size += sum(len(text.encode("utf-8")) for text in batch)
+        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+            count += len(encoding)
+            used.update(encoding.ids)
+    return (size / count if count else float("nan")), len(used)
 
 
 def _read(texts: Texts) -> Iterable[str]:

@@ -11,8 +11,9 @@ domain vocabularies; it does not say how sizes or merge ranks are reconciled. Re
   from two tokens of lower rank is a merge, and has the token's rank. So each merge's parts exist
   earlier, and a token that two domains build differently can be built both ways; with only the
   first domain's merge, the other's text would often not reach the token.
-* Dead tokens. A token that encoding its own text does not give would never be used. Such tokens
-  are banned and the places filled again, until there are none or the rounds are used up.
+* Dead tokens. A token that the merges do not reach and that is no whole word (those are looked up
+  before merges, see `build_tokenizer`) would never be used. Such tokens are banned and the places
+  filled again, until there are none or the rounds are used up.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from pangu_jax.data.tokenizer.bpe import BpeConfig, Merge, byte_alphabet
+from pangu_jax.data.tokenizer.bpe import BpeConfig, Merge, byte_alphabet, is_word
 from pangu_jax.data.tokenizer.errors import TokenizerError
 
 _ROUNDS = 12
@@ -29,7 +30,7 @@ _ROUNDS = 12
 @dataclasses.dataclass(frozen=True)
 class MergedVocabulary:
     """tokens: learned tokens by rank. merges: rules, strongest first. owner: domain that each
-    token was taken from, as long as tokens. dead: tokens that their own text does not encode to.
+    token was taken from, as long as tokens. dead: tokens that no text encodes to.
     """
 
     tokens: tuple[str, ...]
@@ -85,7 +86,7 @@ def merge_vocabularies(
     for attempt in range(_ROUNDS):
         tokens, owner = _take(merges, counts, banned, config)
         rules = _all_merges(tokens)
-        dead = _dead(tokens, rules)
+        dead = dead_tokens(tokens, rules, config)
         if not dead or attempt == _ROUNDS - 1:
             break
         banned |= set(dead)
@@ -144,9 +145,11 @@ def _all_merges(tokens: Sequence[str]) -> list[Merge]:
     return rules
 
 
-def _dead(tokens: Sequence[str], rules: Sequence[Merge]) -> list[str]:
+def dead_tokens(tokens: Sequence[str], merges: Sequence[Merge], config: BpeConfig) -> list[str]:
+    """Tokens that neither the merges nor a whole word lead to."""
     from tokenizers import models
 
     vocabulary = {token: i for i, token in enumerate([*byte_alphabet(), *tokens])}
-    model = models.BPE(vocab=vocabulary, merges=list(rules))
-    return [token for token in tokens if len(model.tokenize(token)) != 1]
+    model = models.BPE(vocab=vocabulary, merges=list(merges))
+    missed = (token for token in tokens if len(model.tokenize(token)) != 1)
+    return [token for token in missed if not is_word(token, config)]
