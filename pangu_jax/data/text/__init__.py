@@ -6,6 +6,7 @@ from pangu_jax.data.text.batches import (
     consumed_tokens,
     text_batches,
 )
+from pangu_jax.data.text.build import CorpusConfig, build_corpus, read_cleaned
 from pangu_jax.data.text.clean import CleanReport, Scored, clean
 from pangu_jax.data.text.dedup import DedupConfig, Deduplicator
 from pangu_jax.data.text.document import DOMAINS, Document
@@ -23,6 +24,7 @@ __all__ = [
     "NO_LABEL",
     "PANGU_ULTRA_WEIGHTS",
     "CleanReport",
+    "CorpusConfig",
     "DedupConfig",
     "Deduplicator",
     "Document",
@@ -37,12 +39,14 @@ __all__ = [
     "TextDataError",
     "TextDataWarning",
     "TextShards",
+    "build_corpus",
     "clean",
     "consumed_tokens",
     "day_one_sources",
     "heuristic_difficulty",
     "heuristic_quality",
     "is_held_out",
+    "read_cleaned",
     "read_source",
     "read_sources",
     "text_batches",

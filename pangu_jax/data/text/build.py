@@ -1,0 +1,190 @@
+"""The whole way from sources to shards as one function, each stage kept on disk.
+
+Folder: cleaned.jsonl, clean.json and clean.md (counts), vocabulary.json and vocabulary.md (report),
+tokenizer.json, train/ and held_out/ (shards). Every stage is put in place whole, so a run that is
+started again goes on with the first stage that is missing, and within the shards where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pangu_jax.config.resolve import to_dict
+from pangu_jax.data.text.clean import CleanReport, Scored, clean
+from pangu_jax.data.text.dedup import DedupConfig
+from pangu_jax.data.text.document import Document
+from pangu_jax.data.text.errors import TextDataError
+from pangu_jax.data.text.filters import FilterConfig
+from pangu_jax.data.text.quality import Scorer, heuristic_difficulty, heuristic_quality
+from pangu_jax.data.text.reading import ReadRules
+from pangu_jax.data.text.shards import TOKENIZER, ShardConfig, is_held_out, write_shards
+from pangu_jax.data.text.sources import SourceConfig, read_sources
+from pangu_jax.data.tokenizer import (
+    BpeConfig,
+    load_tokenizer,
+    save_tokenizer,
+    train_bpe,
+    train_domain_aware,
+    vocabulary_report,
+)
+from pangu_jax.data.wheel import locked
+
+_CLEANED = "cleaned.jsonl"
+_SETTINGS = "corpus.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusConfig:
+    """What a corpus is made of.
+
+    Attributes:
+      sources: where documents come from.
+      quotas: domain -> share of the learned tokens; {} trains one BPE over everything.
+      bpe: size and special tokens of the vocabulary; shards end documents with bpe.eod_token.
+      method: of the domain-aware vocabulary, 'merged' (the paper's) or 'joint' (ours).
+      tokenizer: path of a tokenizer.json to use instead of training one.
+      compare: also train one BPE of the same size and report both on the held-out documents.
+      filters: limits by domain in place of the default ones.
+      read, dedup, shards: see there.
+      extra_domains: domain names besides DOMAINS.
+    """
+
+    sources: tuple[SourceConfig, ...]
+    quotas: dict[str, float] = dataclasses.field(default_factory=dict)
+    bpe: BpeConfig = BpeConfig()
+    method: str = "merged"
+    tokenizer: str = ""
+    compare: bool = True
+    filters: dict[str, FilterConfig] = dataclasses.field(default_factory=dict)
+    read: ReadRules | None = None
+    dedup: DedupConfig = DedupConfig()
+    shards: ShardConfig = ShardConfig()
+    extra_domains: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if not self.sources:
+            raise TextDataError("A corpus needs at least one source.")
+        if not self.tokenizer and self.shards.eod_token != self.bpe.eod_token:
+            raise TextDataError(
+                f"shards.eod_token is {self.shards.eod_token!r}, bpe.eod_token "
+                f"{self.bpe.eod_token!r}; they must be the same."
+            )
+
+
+def build_corpus(
+    config: CorpusConfig,
+    folder: str | Path,
+    *,
+    quality: Scorer = heuristic_quality,
+    difficulty: Scorer = heuristic_difficulty,
+    report: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Reads, cleans, trains the vocabulary on the documents that are not held out, writes shards.
+
+    Args:
+      quality, difficulty: functions from Document to [0, 1]. They are not part of what is compared
+        with an earlier run in the same folder.
+      report: called with a line of text at every stage.
+
+    Returns:
+      The folder; open it with `TextShards(folder / 'train')`.
+
+    Raises:
+      TextDataError: the folder holds another corpus; what the stages raise.
+      TokenizerError: too little text for the vocabulary.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = json.dumps(to_dict(config), indent=1, sort_keys=True)
+    with locked(folder / ".build-lock"):
+        noted = folder / _SETTINGS
+        if noted.is_file() and noted.read_text() != settings:
+            raise TextDataError(
+                f"{folder} holds a corpus of other settings (see {_SETTINGS} there); choose an "
+                "empty folder."
+            )
+        noted.write_text(settings)
+        cleaned = folder / _CLEANED
+        if not cleaned.is_file():
+            report("reading and cleaning")
+            _write_cleaned(config, folder, quality, difficulty)
+        if config.tokenizer:
+            tokenizer = load_tokenizer(config.tokenizer)
+        else:
+            if not (folder / TOKENIZER).is_file():
+                report("training the vocabulary")
+                _train_tokenizer(config, folder)
+            tokenizer = load_tokenizer(folder / TOKENIZER)
+        with open(cleaned, "rb") as handle:
+            corpus = hashlib.file_digest(handle, "sha256").hexdigest()
+        report("writing shards")
+        write_shards(
+            read_cleaned(folder), tokenizer, folder, corpus=corpus, config=config.shards,
+            report=report,
+        )  # fmt: skip
+    return folder
+
+
+def read_cleaned(folder: str | Path) -> Iterator[Scored]:
+    """The cleaned documents of a corpus folder, in order."""
+    with open(Path(folder) / _CLEANED, encoding="utf-8", newline="\n") as handle:
+        for line in handle:
+            row = json.loads(line)
+            document = Document(row["text"], row["domain"], row["source"], row["id"])
+            yield Scored(document, row["quality"], row["difficulty"])
+
+
+def _write_cleaned(config: CorpusConfig, folder: Path, quality: Scorer, difficulty: Scorer) -> None:
+    counts = CleanReport()
+    documents = read_sources(config.sources, rules=config.read, extra_domains=config.extra_domains)
+    scratch = folder / (_CLEANED + ".part")
+    with open(scratch, "w", encoding="utf-8", newline="\n") as out:
+        for scored in clean(
+            documents, filters=config.filters, dedup=config.dedup, quality=quality,
+            difficulty=difficulty, report=counts,
+        ):  # fmt: skip
+            row = dataclasses.asdict(scored.document)
+            row |= {"quality": scored.quality, "difficulty": scored.difficulty}
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+    (folder / "clean.json").write_text(json.dumps(counts.to_dict(), indent=1))
+    (folder / "clean.md").write_text(counts.to_markdown())
+    os.replace(scratch, folder / _CLEANED)
+
+
+def _train_tokenizer(config: CorpusConfig, folder: Path) -> None:
+    everything = functools.partial(_texts, folder, config, held_out=False)
+    if not config.quotas:
+        save_tokenizer(train_bpe(everything(), config.bpe), folder / TOKENIZER)
+        return
+    domains = sorted({scored.document.domain for scored in read_cleaned(folder)})
+    train = {d: functools.partial(everything, domain=d) for d in domains}
+    tokenizer, merged = train_domain_aware(train, config.quotas, config.bpe, method=config.method)
+    compared = {}
+    if config.compare:
+        held = {d: functools.partial(_texts, folder, config, held_out=True, domain=d)
+                for d in domains}  # fmt: skip
+        compared = {
+            "tokenizer": tokenizer,
+            "global_tokenizer": train_bpe(everything(), config.bpe),
+            "held_out": held,
+        }
+    about = vocabulary_report(merged, config.quotas, config.bpe, **compared)
+    (folder / "vocabulary.json").write_text(about.to_json())
+    (folder / "vocabulary.md").write_text(about.to_markdown())
+    save_tokenizer(tokenizer, folder / TOKENIZER)
+
+
+def _texts(
+    folder: Path, config: CorpusConfig, *, held_out: bool, domain: str = ""
+) -> Iterator[str]:
+    for scored in read_cleaned(folder):
+        document = scored.document
+        if domain in ("", document.domain):
+            if is_held_out(document.text, config.shards.held_out) == held_out:
+                yield document.text
