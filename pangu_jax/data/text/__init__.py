@@ -17,7 +17,13 @@ from pangu_jax.data.text.quality import heuristic_difficulty, heuristic_quality
 from pangu_jax.data.text.reading import ReadLog, ReadRules
 from pangu_jax.data.text.shard_reader import TextShards
 from pangu_jax.data.text.shards import ShardConfig, is_held_out, write_shards
-from pangu_jax.data.text.sources import SourceConfig, day_one_sources, read_source, read_sources
+from pangu_jax.data.text.sources import (
+    SourceConfig,
+    day_one_sources,
+    read_source,
+    read_sources,
+    source_notice,
+)
 
 __all__ = [
     "DOMAINS",
@@ -49,6 +55,7 @@ __all__ = [
     "read_cleaned",
     "read_source",
     "read_sources",
+    "source_notice",
     "text_batches",
     "write_shards",
 ]

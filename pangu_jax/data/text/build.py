@@ -24,7 +24,7 @@ from pangu_jax.data.text.filters import FilterConfig
 from pangu_jax.data.text.quality import Scorer, heuristic_difficulty, heuristic_quality
 from pangu_jax.data.text.reading import ReadRules
 from pangu_jax.data.text.shards import TOKENIZER, ShardConfig, is_held_out, write_shards
-from pangu_jax.data.text.sources import SourceConfig, read_sources
+from pangu_jax.data.text.sources import SourceConfig, read_sources, source_notice
 from pangu_jax.data.tokenizer import (
     BpeConfig,
     load_tokenizer,
@@ -113,6 +113,8 @@ def build_corpus(
         cleaned = folder / _CLEANED
         if not cleaned.is_file():
             report("reading and cleaning")
+            for source in config.sources:
+                report(f"  {source_notice(source)}")
             _write_cleaned(config, folder, quality, difficulty)
         if config.tokenizer:
             tokenizer = load_tokenizer(config.tokenizer)

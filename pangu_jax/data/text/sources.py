@@ -24,6 +24,16 @@ _USER = ("folder", "jsonl", "parquet", "tfds")
 KINDS = (*_BUILTIN, *_USER)
 EVALUATION_SETS = ("human_eval", "bfcl", "mt_bench")
 
+NOTICES = {
+    "stdlib": "Python standard library: PSF licence.",
+    "package_docs": "Documentation of installed packages: each under its package's licence.",
+    "docstrings": "Docstrings of installed packages: each under its package's licence.",
+    "human_eval": "HumanEval: MIT; Chen et al. 2021, arXiv:2107.03374. An evaluation set.",
+    "bfcl": "Berkeley Function Calling Leaderboard: Apache-2.0; Patil et al. An evaluation set.",
+    "mt_bench": "MT-bench (FastChat): Apache-2.0; Zheng et al. 2023, arXiv:2306.05685. "
+    "An evaluation set.",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
@@ -72,6 +82,11 @@ def day_one_sources(evaluation_sets: bool = False) -> tuple[SourceConfig, ...]:
     """
     kinds = tuple(k for k in _BUILTIN if evaluation_sets or k not in EVALUATION_SETS)
     return tuple(SourceConfig(kind) for kind in kinds)
+
+
+def source_notice(config: SourceConfig) -> str:
+    """Licence and citation to show where a source is used; the user's own files carry none."""
+    return NOTICES.get(config.kind, f"{config.path}: the user's own data, licence not known here.")
 
 
 def read_source(

@@ -48,7 +48,9 @@ def config(tmp_path):
 
 
 def test_from_files_to_batches(config, tmp_path):
-    folder = build_corpus(resolve(CorpusConfig, config), tmp_path / "corpus")
+    lines = []
+    folder = build_corpus(resolve(CorpusConfig, config), tmp_path / "corpus", report=lines.append)
+    assert any("the user's own data" in line for line in lines)
     counts = json.loads((folder / "clean.json").read_text())
     assert counts["english"]["kept"] == counts["code"]["kept"] == 20
     assert counts["english"]["removed"] == {"exact": 1}

@@ -16,7 +16,9 @@ from pangu_jax.data.text import (
     day_one_sources,
     read_source,
     read_sources,
+    source_notice,
 )
+from pangu_jax.data.text.sources import NOTICES
 from pangu_jax.data.text.user_files import tfds_documents
 
 
@@ -170,6 +172,11 @@ def test_logs_of_several_sources(tmp_path):
 def test_evaluation_sets_are_read_only_when_asked():
     assert [c.kind for c in day_one_sources()] == ["stdlib", "package_docs", "docstrings"]
     assert {c.kind for c in day_one_sources(evaluation_sets=True)} >= {"human_eval", "bfcl"}
+
+
+def test_every_built_in_source_has_a_notice():
+    assert "MIT" in source_notice(SourceConfig("human_eval"))
+    assert set(NOTICES) == {c.kind for c in day_one_sources(evaluation_sets=True)}
 
 
 def test_settings_that_cannot_be():
