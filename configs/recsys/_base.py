@@ -23,9 +23,6 @@ from recsys_jax.sequential.losses import LossConfig
 
 Models = dict[str, dict[str, Any]]
 
-# Widths by data set: (embedding, layers, heads of attention models).
-ML100K_DIM = 64
-
 
 def ml100k(models: Models, seeds: tuple[int, ...] = (0,)) -> ConfigDict:
     """MovieLens-100K, leave-one-out with validation, full ranking; equal budgets for all models."""
@@ -99,6 +96,6 @@ def popular() -> dict[str, Any]:
 
 
 __all__ = [
-    "ML100K_DIM", "Models", "Variant", "as_config_dict", "debug", "ml100k", "model_entry",
+    "Models", "Variant", "as_config_dict", "debug", "ml100k", "model_entry",
     "movielens", "popular",
 ]  # fmt: skip

@@ -2,17 +2,17 @@
 
     python launch.py --config=configs/recsys/compare.py:ml100k
 
-Equal budgets: the same batches, steps, width, loss and negatives for every sequence model; BPR-MF
-trains on (user, item) pairs for as many epochs.
+Equal budgets: the same batches, steps, width, loss and negatives for every sequence model; learning
+rate and dropout are each model's best of the same grid (search.py; LLaMa and NARM were not
+searched). BPR-MF trains on (user, item) pairs for as many epochs.
 """
 
 from configs.recsys import _base as base
-from configs.recsys._models import entry
+from configs.recsys._models import entry, ml100k_entry
 
 MODELS = (
     "fuxi_alpha", "hstu", "sasrec", "llama", "gru4rec", "narm", "bpr_mf", "most_popular",
 )  # fmt: skip
-BPR_MF = dict(batch_size=2048, steps=2000, eval_every=250)
 
 VARIANTS = {
     "ml100k": base.Variant(
@@ -27,12 +27,8 @@ VARIANTS = {
 
 def get_config(variant: str = "ml100k"):
     if variant == "ml100k":
-        models = {
-            name: entry(name, base.ML100K_DIM, **(BPR_MF if name == "bpr_mf" else {}))
-            for name in MODELS
-        }
-        return base.ml100k(models, seeds=(0, 1, 2))
+        return base.ml100k({name: ml100k_entry(name) for name in MODELS}, seeds=(0, 1, 2))
     if variant == "debug":
-        models = {name: entry(name, 16) for name in MODELS}
+        models = {name: entry(name, 16, layers=1) for name in MODELS}
         return base.debug(models)
     raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")

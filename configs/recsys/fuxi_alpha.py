@@ -8,7 +8,7 @@ validation part, stable order and the whole history filtered.
 """
 
 from configs.recsys import _base as base
-from configs.recsys._models import entry
+from configs.recsys._models import entry, ml100k_entry
 
 VARIANTS = {
     "ml100k": base.Variant(
@@ -42,9 +42,8 @@ VARIANTS = {
 
 def get_config(variant: str = "ml100k"):
     if variant == "ml100k":
-        dim = base.ML100K_DIM
-        models = {name: entry(name, dim) for name in ("fuxi_alpha", "sasrec", "most_popular")}
-        return base.ml100k(models)
+        names = ("fuxi_alpha", "sasrec", "most_popular")
+        return base.ml100k({name: ml100k_entry(name) for name in names})
     if variant == "debug":
         models = {name: entry(name, 16) for name in ("fuxi_alpha", "sasrec", "most_popular")}
         return base.debug(models)

@@ -4,7 +4,7 @@ python launch.py --config=configs/recsys/hstu.py:ml100k
 """
 
 from configs.recsys import _base as base
-from configs.recsys._models import entry
+from configs.recsys._models import entry, ml100k_entry
 
 VARIANTS = {
     "ml100k": base.Variant(
@@ -23,7 +23,7 @@ VARIANTS = {
 
 def get_config(variant: str = "ml100k"):
     if variant == "ml100k":
-        return base.ml100k({"hstu": entry("hstu", base.ML100K_DIM)})
+        return base.ml100k({"hstu": ml100k_entry("hstu")})
     if variant == "debug":
         return base.debug({"hstu": entry("hstu", 16)})
     if variant == "ml1m":

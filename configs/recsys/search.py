@@ -8,7 +8,7 @@ answer. compare.py runs the winners with several seeds.
 """
 
 from configs.recsys import _base as base
-from configs.recsys._models import entry
+from configs.recsys._models import ML100K_DIM, entry
 
 GRID = [(rate, dropout) for rate in (3e-3, 6e-3) for dropout in (0.2, 0.4)]
 TIMES = {"fuxi_alpha": "14 min", "hstu": "8 min", "sasrec": "12 min", "gru4rec": "4 min"}
@@ -36,6 +36,6 @@ def get_config(variant: str = "fuxi_alpha"):
         return base.debug(_grid("sasrec", 16, GRID[:2]))
     if variant not in TIMES:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
-    config = base.ml100k(_grid(variant, base.ML100K_DIM, GRID))
+    config = base.ml100k(_grid(variant, ML100K_DIM, GRID))
     config.evaluation.resamples = 200
     return config
