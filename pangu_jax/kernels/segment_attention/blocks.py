@@ -19,7 +19,7 @@ class WorkList(NamedTuple):
     count: jax.Array | np.ndarray
 
 
-def work_list(
+def visible_blocks(
     q_segment_ids: jax.Array | None,
     kv_segment_ids: jax.Array | None,
     q_positions: jax.Array | None,
@@ -28,8 +28,8 @@ def work_list(
     blocks: tuple[int, int],
     sizes: tuple[int, int],
     window: int | None,
-) -> WorkList:
-    """Pairs that must be visited; all others hold nothing visible in any row.
+) -> jax.Array | np.ndarray:
+    """bool (B or 1, I, J): pairs that must be visited; all others hold nothing visible.
 
     Without positions, row order rules the future and the window out while tracing. Documents, and
     the future where positions are given, are ruled out at run time from each block's smallest and
@@ -41,21 +41,43 @@ def work_list(
       window: as in `api.segment_attention`.
     """
     count_q, count_k = blocks
-    active: jax.Array | np.ndarray = np.ones(blocks, bool)
+    active: jax.Array | np.ndarray = np.ones((1, *blocks), bool)
     if q_positions is None:
         first_q = np.arange(count_q)[:, None] * sizes[0]
         first_k = np.arange(count_k)[None, :] * sizes[1]
-        active = first_k <= first_q + sizes[0] - 1
+        active &= first_k <= first_q + sizes[0] - 1
         if window is not None:
             active &= first_q - (first_k + sizes[1] - 1) < window
     if q_segment_ids is not None:
         active = active & _may_see(
             q_segment_ids, kv_segment_ids, q_positions, kv_positions, blocks, sizes
         )
-        keys = jnp.argsort(~active, axis=1, stable=True).astype(jnp.int32)
-        return WorkList(keys, jnp.sum(active, axis=1, dtype=jnp.int32))
-    keys = np.argsort(~active, axis=1, kind="stable").astype(np.int32)
-    return WorkList(keys, active.sum(axis=1).astype(np.int32))
+    return active
+
+
+def listed(active: jax.Array | np.ndarray) -> WorkList:
+    """bool (..., I, J) as lists: the J's of each I that are true, in order, and how many."""
+    numpy = np if isinstance(active, np.ndarray) else jnp
+    keys = numpy.argsort(~active, axis=-1, stable=True).astype(numpy.int32)
+    return WorkList(keys, numpy.sum(active, axis=-1, dtype=numpy.int32))
+
+
+def work_list(
+    q_segment_ids: jax.Array | None,
+    kv_segment_ids: jax.Array | None,
+    q_positions: jax.Array | None,
+    kv_positions: jax.Array | None,
+    *,
+    blocks: tuple[int, int],
+    sizes: tuple[int, int],
+    window: int | None,
+) -> WorkList:
+    """The pairs that `visible_blocks` (same arguments) finds in any row, as lists."""
+    active = visible_blocks(
+        q_segment_ids, kv_segment_ids, q_positions, kv_positions,
+        blocks=blocks, sizes=sizes, window=window,
+    )  # fmt: skip
+    return listed(active.any(axis=0))
 
 
 def _may_see(q_segment_ids, kv_segment_ids, q_positions, kv_positions, blocks, sizes):
@@ -82,4 +104,4 @@ def _may_see(q_segment_ids, kv_segment_ids, q_positions, kv_positions, blocks, s
         # In the order (segment, position), the last query must not come before the first key.
         see &= pairs(jnp.greater, q_high, k_low) | pairs(jnp.greater_equal, q_last, k_first)
     # A key block of padding alone has k_low > k_high, which a query block could still straddle.
-    return jnp.any(see & (k_high > 0)[:, None, :], axis=0)
+    return see & (k_high > 0)[:, None, :]

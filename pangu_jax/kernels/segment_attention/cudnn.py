@@ -1,6 +1,7 @@
 """Segment attention by cuDNN's fused kernel, through the public function of JAX.
 
-That function has no segments, so this serves rows of one document in row order on an NVIDIA GPU.
+That function has no segments, so this serves rows of one document in row order on an NVIDIA GPU. It
+has not run on one yet, so `auto` never takes it.
 """
 
 from __future__ import annotations
