@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from pangu_jax.parallel.mesh import make_mesh
@@ -43,6 +44,7 @@ from pangu_jax.training.prefetch import Fetched, Prefetcher, iterator_state
 from pangu_jax.training.progress import Progress, Throughput, short_line
 from pangu_jax.training.signals import StopRequested, StopSignals, exit_code
 from pangu_jax.training.stacking import check_rows, stack_batches
+from pangu_jax.training.spikes import SpikeCounter
 from pangu_jax.training.state import TrainState, create_state
 from pangu_jax.training.step import LossFn, StepOutputs, make_dispatch
 from pangu_jax.training.workdir import Workdir
@@ -92,6 +94,9 @@ def fit(
     evaluate: Callable[[Any, int], dict[str, float]] | None = None,
     describe_batch: Callable[[Any], dict[str, float]] | None = None,
     rules: Rules = DEFAULT_RULES,
+    schedule: optax.Schedule | None = None,
+    stream: str = "",
+    derive: Callable[[dict[str, float]], dict[str, float]] | None = None,
 ) -> FitResult:
     """Trains, or continues training, in a work directory.
 
@@ -110,6 +115,11 @@ def fit(
       describe_batch: host batch -> counts for the throughput meter, e.g.
         {'examples': 128, 'tokens': 9000}.
       rules: logical axis names to mesh axes.
+      schedule: step -> learning rate in place of the optimizer config's, such as one over all
+        phases of a run whose phases are calls of `fit` in the same work directory.
+      stream: name of `dataset`. A checkpoint made with another name (the phase before) keeps
+        step, parameters and optimizer state, and `dataset` starts at its beginning.
+      derive: rates of the throughput meter -> further values for the log, such as a utilisation.
 
     Returns:
       FitResult. After SIGTERM or SIGINT `interrupted` is True and everything is saved.
@@ -128,6 +138,7 @@ def fit(
         stack.enter_context(_logical_rules(rules))
         signals = stack.enter_context(StopSignals())
         run = _Run(config, workdir, mesh, evaluate, describe_batch, signals)
+        run.given_schedule, run.stream, run.derive = schedule, stream, derive
         stack.callback(run.close)
         run.prepare(init_fn, loss_fn, dataset, rules)
         return run.train()
@@ -136,6 +147,10 @@ def fit(
 class _Run:
     """The state of one call of `fit`."""
 
+    given_schedule: optax.Schedule | None = None
+    stream: str = ""
+    derive: Callable[[dict[str, float]], dict[str, float]] | None = None
+
     def __init__(self, config, workdir, mesh, evaluate, describe_batch, signals):
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.evaluate, self.describe_batch = evaluate, describe_batch
@@ -143,6 +158,7 @@ class _Run:
         self.tracker = BestTracker(config.best_metric, config.best_mode)
         self.window = LogWindow()
         self.meter = Throughput()
+        self.spikes = SpikeCounter()
         self.compiled: set[int] = set()
         self.latest = self.best = self.writer = self.progress = self.prefetcher = None
         self.last_save = time.monotonic()
@@ -151,8 +167,9 @@ class _Run:
 
     def prepare(self, init_fn, loss_fn, dataset, rules) -> None:
         config, mesh = self.config, self.mesh
-        optimizer = build_optimizer(config.optimizer, config.steps)
-        self.schedule = jax.jit(build_schedule(config.optimizer, config.steps))
+        schedule = self.given_schedule or build_schedule(config.optimizer, config.steps)
+        optimizer = build_optimizer(config.optimizer, config.steps, schedule)
+        self.schedule = jax.jit(schedule)
 
         def create(key):
             return create_state(init_fn, optimizer, key)
@@ -198,6 +215,10 @@ class _Run:
             mode=self.config.best_mode,
         )
         self.window = LogWindow.from_json(extra["window"])
+        self.spikes = SpikeCounter.from_json(extra.get("spikes"))
+        if extra.get("stream", "") != self.stream:
+            self.data_state = iterator_state(self.iterator)
+            return
         self.data_state = restored.data
         if self._finished():
             return
@@ -284,6 +305,8 @@ class _Run:
             if not row.applied and self.config.nan_guard == "stop":
                 self._fail_nonfinite(dispatch, i, row)
             self.window.add(row)
+            if row.applied and row.weight and self.spikes.add(row.total / row.weight):
+                self.progress.say(f"step {step + 1}  loss spike: {row.total / row.weight:.4g}")
             done = step + 1
             if log_due(self.config, done):
                 self._log(done)
@@ -292,9 +315,12 @@ class _Run:
     def _log(self, done: int) -> None:
         values = self.window.take()
         values["learning_rate"] = float(self.schedule(done - 1))
+        values["loss_spikes"] = self.spikes.count
         self.last_values = values
-        self.writer.write(done, "train", values, {"unix": time.time(), **self.meter.rates()})
-        self.last_rates = self.meter.rates()
+        rates = self.meter.rates()
+        timing = rates | (self.derive(rates) if self.derive else {})
+        self.writer.write(done, "train", values, {"unix": time.time(), **timing})
+        self.last_rates = rates
         self.meter.reset()
 
     last_values: dict[str, float] = {}
@@ -356,7 +382,12 @@ class _Run:
         self.last_save = time.monotonic()
 
     def _extra(self) -> dict[str, Any]:
-        return {"tracker": self.tracker.to_json(), "window": self.window.to_json()}
+        return {
+            "tracker": self.tracker.to_json(),
+            "window": self.window.to_json(),
+            "spikes": self.spikes.to_json(),
+            "stream": self.stream,
+        }
 
     def _stop(self) -> FitResult:
         (number,) = largest(self.signals.received or 0)

@@ -77,9 +77,14 @@ def build_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), main], [warmup])
 
 
-def build_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """The optax chain: clipping, then the named optimizer with its schedule and decay."""
-    rate = build_schedule(config, total_steps)
+def build_optimizer(
+    config: OptimizerConfig, total_steps: int, schedule: optax.Schedule | None = None
+) -> optax.GradientTransformation:
+    """The optax chain: clipping, then the named optimizer with its schedule and decay.
+
+    `schedule` (step -> rate) replaces the one that the config describes.
+    """
+    rate = schedule or build_schedule(config, total_steps)
 
     def mask(params):
         return jax.tree.map(lambda p: not config.decay_matrices_only or p.ndim >= 2, params)
