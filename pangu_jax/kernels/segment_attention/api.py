@@ -36,13 +36,28 @@ def _cudnn():
     return segment_attention_cudnn
 
 
+def _pallas_tpu():
+    from pangu_jax.kernels.segment_attention.pallas_tpu import segment_attention_pallas_tpu
+
+    return segment_attention_pallas_tpu
+
+
+def _interpret():
+    from pangu_jax.kernels.segment_attention.pallas_tpu import segment_attention_interpret
+
+    return segment_attention_interpret
+
+
 def _splash():
     raise NotImplementedError(
         "the TPU splash kernel of jax.experimental.pallas.ops.tpu is not connected yet"
     )
 
 
-_TABLE = {"xla": _xla}
+_TABLE = {"xla": _xla, "pallas_tpu": _pallas_tpu, "interpret": _interpret}
+# What `auto` may choose. The Pallas kernels are correct in interpret mode and compile for their
+# devices, but have never run on one: until they have, they serve on demand only.
+_PROVEN = {"xla": _xla}
 # Choices of this operation alone, beyond `implementation_lib.IMPLEMENTATIONS`.
 _OWN = {"dense": _dense, "cudnn": _cudnn, "splash": _splash}
 
@@ -78,7 +93,8 @@ def segment_attention(
       window: how many latest positions are seen, the query's own included; None for all.
       implementation: 'auto', 'xla' (block-wise, no T x S array), 'dense' (the whole map),
         'cudnn' (jax.nn.dot_product_attention on an NVIDIA GPU; one document per row, no
-        positions), 'splash' (not yet), or a Pallas kernel's name.
+        positions), 'splash' (not yet), 'pallas_tpu', or 'interpret' (the TPU kernels in interpret
+        mode, for tests).
 
     Returns:
       [B, T, N, H] in the type of v; zero for queries that see nothing.
@@ -104,8 +120,9 @@ def segment_attention(
     with jax.named_scope("segment_attention"):
         if implementation in _OWN:
             return _demand(implementation, q, k, v, **arguments)
+        table = _PROVEN if implementation == "auto" else _TABLE
         return implementation_lib.dispatch(
-            "segment_attention", _TABLE, implementation, q, k, v, **arguments
+            "segment_attention", table, implementation, q, k, v, **arguments
         )
 
 

@@ -1,0 +1,245 @@
+"""Segment attention as Pallas TPU kernels: layout, lists of blocks, calls, the custom gradient.
+
+Flash attention: the map exists tile by tile in VMEM only. Every query block walks over its list of
+key blocks that hold a visible pair (`blocks.py`, by batch row, handed over by scalar prefetch), and
+every key block over its list of query blocks; a step past the end of a list computes nothing and
+fetches nothing. Query heads read their key-value head in place: k and v are never repeated.
+
+Never run on a TPU so far: checked in interpret mode, lowered, and compiled ahead of time.
+
+Letters: B rows, T queries, S keys, N query heads, K key-value heads, H head width, I query blocks
+of P positions, J key blocks of R positions.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pangu_jax.kernels.segment_attention import pallas_tpu_kernels as kernels
+from pangu_jax.kernels.segment_attention.blocks import listed, visible_blocks
+from pangu_jax.kernels.segment_attention.pallas_tpu_kernels import Static
+
+_LANES = 128
+_VMEM_LIMIT = 64 * 2**20
+# int32 entries of a list that scalar memory is trusted with (of 1 MiB on a v5p).
+_MAX_LIST = 160 * 1024
+
+
+def default_block(length: int) -> int:
+    """Positions of a block: 512, less for shorter rows. Not measured on a TPU."""
+    return min(512, -(-length // _LANES) * _LANES)
+
+
+def segment_attention_pallas_tpu(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    q_segment_ids: jax.Array | None = None,
+    kv_segment_ids: jax.Array | None = None,
+    q_positions: jax.Array | None = None,
+    kv_positions: jax.Array | None = None,
+    scale: float,
+    window: int | None = None,
+    block_q: int | None = None,
+    block_k: int | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """Arguments and value as in `api.segment_attention`; see the contract there.
+
+    Args:
+      block_q, block_k: positions of a block, multiples of 128; `default_block` if None.
+      interpret: any device, for tests.
+
+    Raises:
+      NotImplementedError: for types other than float32 and bfloat16, and for block lists beyond
+        scalar memory.
+    """
+    if q.dtype not in (jnp.float32, jnp.bfloat16):
+        raise NotImplementedError(f"the TPU kernel takes float32 and bfloat16, not {q.dtype}")
+    if q.size == 0 or k.size == 0:
+        raise NotImplementedError("an empty batch has no blocks")
+    queries, width = q.shape[1], q.shape[3]
+    sizes = block_q or default_block(queries), block_k or default_block(k.shape[1])
+    blocks = -(-queries // sizes[0]), -(-k.shape[1] // sizes[1])
+    if q_positions is not None and q_segment_ids is None:
+        # Only the segment id 0 of what is padded below tells it from real keys.
+        q_segment_ids = jnp.ones_like(q_positions)
+        kv_segment_ids = jnp.ones_like(kv_positions)
+    full = blocks[0] * sizes[0], blocks[1] * sizes[1]
+    ids = (
+        _pad(q_segment_ids, full[0]),
+        _pad(kv_segment_ids, full[1]),
+        _pad(q_positions, full[0]),
+        _pad(kv_positions, full[1]),
+    )
+    active = visible_blocks(*ids, blocks=blocks, sizes=sizes, window=window)
+    if active.size > _MAX_LIST:
+        raise NotImplementedError(
+            f"lists of {active.size} blocks are more than the {_MAX_LIST} that scalar memory is "
+            "trusted with: give larger block_q and block_k, or fewer rows"
+        )
+    static = Static(
+        scale=float(scale),
+        window=window,
+        blocks=blocks,
+        sizes=sizes,
+        groups=q.shape[2] // k.shape[2],
+        segments=ids[0] is not None,
+        positions=ids[2] is not None,
+        shared_lists=active.shape[0] == 1,
+    )
+    id_arrays = None
+    if static.segments:
+        id_arrays = (
+            jnp.stack([x for x in (ids[0], ids[2]) if x is not None], axis=1),  # [B, 1 or 2, T]
+            jnp.stack([x for x in (ids[1], ids[3]) if x is not None], axis=2),  # [B, S, 1 or 2]
+        )
+    lists = (listed(active), listed(active.swapaxes(1, 2)))
+    out = _attention(
+        static, interpret, _to_heads(q, full[0]), _to_heads(k, full[1]), _to_heads(v, full[1]),
+        id_arrays, lists,
+    )  # fmt: skip
+    return jnp.moveaxis(out[:, :, :queries, :width], 1, 2)
+
+
+def segment_attention_interpret(*args, **kwargs) -> jax.Array:
+    """`segment_attention_pallas_tpu` in interpret mode: any device, for tests."""
+    return segment_attention_pallas_tpu(*args, interpret=True, **kwargs)
+
+
+def _pad(x, length):
+    return None if x is None else jnp.pad(x, ((0, 0), (0, length - x.shape[1])))
+
+
+def _to_heads(x, length):
+    """[B, t, heads, h] -> [B, heads, length, width]: 64 lanes, or a multiple of 128."""
+    width = 64 if x.shape[3] <= 64 else -(-x.shape[3] // _LANES) * _LANES
+    missing = ((0, 0), (0, 0), (0, length - x.shape[1]), (0, width - x.shape[3]))
+    return jnp.pad(jnp.moveaxis(x, 2, 1), missing)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attention(static, interpret, q, k, v, ids, lists):
+    return _forward(static, interpret, q, k, v, ids, lists)[0]
+
+
+def _call(body, static, interpret, arrays, outputs, scratch, work, by_queries, dims):
+    """One kernel over the visible tiles.
+
+    Args:
+      body: kernel body.
+      static: what is fixed at trace time.
+      interpret: interpret mode.
+      arrays: name -> (array, kind); kind says by which block an input moves.
+      outputs: name -> (shape, dtype, kind).
+      scratch: name -> float32 shape.
+      work: WorkList of the walk, scalar-prefetched.
+      by_queries: a query block walks over key blocks, else a key block over query blocks.
+      dims: (B, heads of the outer grid).
+    """
+    s = static
+
+    def spec(shape, kind):
+        def index(b, head, outer, visit, blocks, count):
+            row = 0 if s.shared_lists else b
+            step = visit if by_queries else visit % s.blocks[0]
+            # Past the end the last block is named again: nothing is fetched for it.
+            last = jnp.maximum(count[row, outer] - 1, 0)
+            inner = blocks[row, outer, jnp.minimum(step, last)]
+            i, j = (outer, inner) if by_queries else (inner, outer)
+            n, kv = (
+                (head, head // s.groups)
+                if by_queries
+                else (head * s.groups + visit // s.blocks[0], head)
+            )
+            return {
+                "query": (b, n, i, 0),
+                "query_row": (b, n, 0, i),
+                "key": (b, kv, j, 0),
+                "query_ids": (b, 0, i),
+                "key_ids": (b, j, 0),
+            }[kind]
+
+        size = {
+            "query": (1, 1, s.sizes[0], shape[-1]),
+            "query_row": (1, 1, 1, s.sizes[0]),
+            "key": (1, 1, s.sizes[1], shape[-1]),
+            "query_ids": (1, shape[1], s.sizes[0]),
+            "key_ids": (1, s.sizes[1], shape[-1]),
+        }[kind]
+        return pl.BlockSpec(size, index)
+
+    names = ("list", "count", *arrays, *outputs, *scratch)
+    visits = s.blocks[1] if by_queries else s.groups * s.blocks[0]
+    call = pl.pallas_call(
+        functools.partial(body, s, names),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(*dims, s.blocks[0 if by_queries else 1], visits),
+            in_specs=[spec(array.shape, kind) for array, kind in arrays.values()],
+            out_specs=[spec(shape, kind) for shape, _, kind in outputs.values()],
+            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()],
+        ),
+        out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, _ in outputs.values()],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
+            vmem_limit_bytes=_VMEM_LIMIT,
+        ),
+        interpret=interpret,
+        name=f"segment_attention_{body.__name__}",
+    )
+    results = call(*map(jnp.asarray, work), *(array for array, _ in arrays.values()))
+    return dict(zip(outputs, results, strict=True))
+
+
+def _inputs(q, k, v, ids):
+    arrays = {"q": (q, "query"), "k": (k, "key"), "v": (v, "key")}
+    if ids is not None:
+        arrays |= {"q_ids": (ids[0], "query_ids"), "k_ids": (ids[1], "key_ids")}
+    return arrays
+
+
+def _forward(static, interpret, q, k, v, ids, lists):
+    batch, heads, queries, width = q.shape
+    size = static.sizes[0]
+    result = _call(
+        kernels.forward_kernel, static, interpret, _inputs(q, k, v, ids),
+        {
+            'out': (q.shape, v.dtype, 'query'),
+            'log_sum': ((batch, heads, 1, queries), jnp.float32, 'query_row'),
+        },
+        {'top': (1, size), 'total': (1, size), 'sum': (width, size)},
+        lists[0], by_queries=True, dims=(batch, heads),
+    )  # fmt: skip
+    out = result["out"]
+    return out, (q, k, v, ids, lists, out, result["log_sum"])
+
+
+def _backward(static, interpret, residuals, g):
+    q, k, v, ids, lists, out, log_sum = residuals
+    delta = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)[:, :, None]
+    arrays = _inputs(q, k, v, ids) | {
+        "g": (g, "query"), "log_sum": (log_sum, "query_row"), "delta": (delta, "query_row"),
+    }  # fmt: skip
+    batch, width = q.shape[0], q.shape[3]
+    rows = _call(
+        kernels.query_gradient_kernel, static, interpret, arrays,
+        {'dq': (q.shape, q.dtype, 'query')}, {'sum': (static.sizes[0], width)},
+        lists[0], by_queries=True, dims=(batch, q.shape[1]),
+    )  # fmt: skip
+    columns = _call(
+        kernels.key_gradient_kernel, static, interpret, arrays,
+        {'dk': (k.shape, k.dtype, 'key'), 'dv': (v.shape, v.dtype, 'key')},
+        {name: (static.sizes[1], width) for name in ('sum_k', 'sum_v')},
+        lists[1], by_queries=False, dims=(batch, k.shape[1]),
+    )  # fmt: skip
+    return rows["dq"], columns["dk"], columns["dv"], None, None
+
+
+_attention.defvjp(_forward, _backward)
