@@ -24,8 +24,33 @@ def _xla_step():
     return fused_sandwich_step_xla
 
 
-_RMS_NORM = {"xla": _xla_rms_norm}
-_STEP = {"xla": _xla_step}
+def _tpu(name):
+    def load():
+        from pangu_jax.kernels.rms_norm import pallas_tpu
+
+        return getattr(pallas_tpu, name)
+
+    return load
+
+
+_RMS_NORM = {
+    "xla": _xla_rms_norm,
+    "pallas_tpu": _tpu("rms_norm_pallas_tpu"),
+    "interpret": _tpu("rms_norm_interpret"),
+}
+_STEP = {
+    "xla": _xla_step,
+    "pallas_tpu": _tpu("fused_sandwich_step_pallas_tpu"),
+    "interpret": _tpu("fused_sandwich_step_interpret"),
+}
+
+
+def _dispatch(operation, table, implementation, *args, **kwargs):
+    # `auto` may choose no Pallas kernel: they are correct in interpret mode and compile for their
+    # devices, but have never run on one.
+    if implementation == "auto":
+        table = {"xla": table["xla"]}
+    return implementation_lib.dispatch(operation, table, implementation, *args, **kwargs)
 
 
 def rms_norm(
@@ -37,7 +62,8 @@ def rms_norm(
       x: [..., D], floating.
       scale: [D], the gain itself (not gain - 1).
       eps: added to the mean square; positive.
-      implementation: 'auto', 'xla', or a kernel's name.
+      implementation: 'auto', 'xla', 'pallas_tpu', or 'interpret' (the TPU kernel in interpret
+        mode, for tests).
 
     Returns:
       [..., D] in the type of x; computed in float32 (float64 for float64 inputs).
@@ -49,7 +75,7 @@ def rms_norm(
     Source: Zhang and Sennrich (arXiv 1910.07467), Eq. 4.
     """
     _check_scale("scale", scale, x)
-    return implementation_lib.dispatch("rms_norm", _RMS_NORM, implementation, x, scale, eps=eps)
+    return _dispatch("rms_norm", _RMS_NORM, implementation, x, scale, eps=eps)
 
 
 def fused_sandwich_step(
@@ -89,7 +115,7 @@ def fused_sandwich_step(
     if post_scale is not None:
         _check_scale("post_scale", post_scale, x)
     _check_scale("next_scale", next_scale, x)
-    return implementation_lib.dispatch(
+    return _dispatch(
         "fused_sandwich_step", _STEP, implementation, x, branch, post_scale, next_scale, eps=eps
     )
 

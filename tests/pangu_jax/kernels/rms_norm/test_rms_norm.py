@@ -91,4 +91,4 @@ def test_arguments_that_do_not_fit():
     with pytest.raises(ValueError, match="branch has shape"):
         fused_sandwich_step(x, branch[:1], post_scale, scale, eps=1e-6)
     with pytest.raises(ImplementationUnavailableError, match="pallas_tpu"):
-        rms_norm(x, scale, eps=1e-6, implementation="pallas_tpu")
+        rms_norm(x.astype(jnp.float16), scale, eps=1e-6, implementation="pallas_tpu")
