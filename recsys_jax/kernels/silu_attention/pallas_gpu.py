@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pangu_jax.kernels import mosaic_gpu
 from recsys_jax.kernels.silu_attention import pallas_gpu_backward as backward_kernels
 from recsys_jax.kernels.silu_attention import pallas_gpu_common as common
 from recsys_jax.kernels.silu_attention import pallas_gpu_forward as forward_kernel
@@ -63,10 +64,10 @@ def silu_attention_pallas_gpu(
         scale=float(scale),
         dtype=np.dtype(v.dtype),
         batch=v.shape[0],
-        tiles=-(-v.shape[1] // common.TILE),
+        tiles=-(-v.shape[1] // mosaic_gpu.TILE),
         heads=v.shape[2],
-        width_qk=0 if q is None else common.pad_width(q.shape[3]),
-        width_v=common.pad_width(v.shape[3]),
+        width_qk=0 if q is None else mosaic_gpu.pad_width(q.shape[3]),
+        width_v=mosaic_gpu.pad_width(v.shape[3]),
         num_buckets=0 if time_weights is None else time_weights.shape[0] - 1,
         lookup=lookup,
         interpret=interpret,
@@ -104,7 +105,7 @@ def _attention(spec, tensors, tables, fixed):
 
 def _padded(spec, tensors):
     widths = {"q": spec.width_qk, "k": spec.width_qk, "v": spec.width_v}
-    padded = {n: common.pad_heads(x, spec.tiles, widths[n]) for n, x in tensors.items()}
+    padded = {n: mosaic_gpu.pad_heads(x, spec.tiles, widths[n]) for n, x in tensors.items()}
     return padded.get("q"), padded.get("k"), padded["v"]
 
 
@@ -135,7 +136,7 @@ def _attention_backward(spec, residuals, cotangents):
     prepared, table, toeplitz = _prepared(spec, tables, fixed)
     q, k, v = _padded(spec, tensors)
     g_sem, g_time, g_pos = (
-        None if g is None else common.pad_heads(g.astype(spec.dtype), spec.tiles, spec.width_v)
+        None if g is None else mosaic_gpu.pad_heads(g.astype(spec.dtype), spec.tiles, spec.width_v)
         for g in cotangents
     )
     gradients, table_gradients = {}, {}

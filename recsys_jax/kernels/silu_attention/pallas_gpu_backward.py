@@ -18,9 +18,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pangu_jax.kernels import mosaic_gpu
 from recsys_jax.kernels.silu_attention import pallas_gpu_common as common
 
-TILE, TABLE = common.TILE, common.TABLE
+TILE, TABLE = mosaic_gpu.TILE, common.TABLE
 
 
 def _silu_gradient(spec, mask, s, da):
@@ -93,7 +94,7 @@ def _named(spec, prepared, table, toeplitz, **tensors):
 def _tensor_scratch(spec, operands, names, group, lead=()):
     """Shared memory for [group, 64, width] slices of the named tensors."""
     return {
-        name: common.swizzled((*lead, group, TILE, operands[name].shape[-1]), spec.dtype)
+        name: mosaic_gpu.swizzled((*lead, group, TILE, operands[name].shape[-1]), spec.dtype)
         for name in names
         if name in operands
     }
@@ -118,8 +119,8 @@ def _call(spec, body, grid, names, operands, out_type, scratch):
             ins |= {"theta": work["theta"], "table": work["table"]}
         body(ins, outs, work)
 
-    return common.launch(
-        spec, flat, grid, names, out_type, list(scratch.values()), *operands.values()
+    return mosaic_gpu.launch(
+        spec.interpret, flat, grid, names, out_type, list(scratch.values()), *operands.values()
     )
 
 
@@ -198,7 +199,7 @@ def row_gradients(spec, prepared, q, k, v, g_sem, g_time, table, toeplitz):
                     _add_by_bucket(ops, scratch["dw"], dt_sum, tile, refs["theta"])
                 return carry
 
-            common.ring(ops, first, last, stages, issue, consume)
+            mosaic_gpu.ring(ops, first, last, stages, issue, consume)
             ops.wait()
             return [acc[...] for acc in dq]
 
@@ -226,11 +227,11 @@ def row_gradients(spec, prepared, q, k, v, g_sem, g_time, table, toeplitz):
     }  # fmt: skip
     out_type = []
     if spec.semantic:
-        out_type.append(common.struct(q.shape, spec.dtype))
+        out_type.append(mosaic_gpu.struct(q.shape, spec.dtype))
     if spec.time:
         scratch["dw"] = plgpu.SMEM((TABLE, TILE), jnp.float32)
         scratch["dw_sum"] = plgpu.SMEM((TABLE,), jnp.float32)
-        out_type.append(common.struct((spec.batch, groups, c, TABLE), jnp.float32))
+        out_type.append(mosaic_gpu.struct((spec.batch, groups, c, TABLE), jnp.float32))
     outs = list(
         _call(spec, body, (c, groups, spec.batch), ("i", "g", "b"), operands, out_type, scratch)
     )
@@ -316,7 +317,7 @@ def key_gradients(spec, prepared, q, k, v, g_sem, g_time, g_pos, table, toeplitz
                     ops.mma(dk[h], ds.astype(spec.dtype), moved["q"].at[h])
                 return carry
 
-            common.ring(ops, first, last, stages, issue, consume)
+            mosaic_gpu.ring(ops, first, last, stages, issue, consume)
             ops.wait()
             return [acc[...] for acc in accumulators]
 
@@ -341,9 +342,9 @@ def key_gradients(spec, prepared, q, k, v, g_sem, g_time, g_pos, table, toeplitz
         'own_barrier': plgpu.Barrier(num_arrivals=1 + copies(own)),
         'ready': plgpu.Barrier(num_arrivals=1 + copies(streamed), num_barriers=stages),
     }  # fmt: skip
-    out_type = [common.struct(v.shape, spec.dtype)]
+    out_type = [mosaic_gpu.struct(v.shape, spec.dtype)]
     if spec.semantic:
-        out_type.append(common.struct(k.shape, spec.dtype))
+        out_type.append(mosaic_gpu.struct(k.shape, spec.dtype))
     outs = _call(spec, body, (c, groups, spec.batch), ("j", "g", "b"), operands, out_type, scratch)
     return (outs[1] if spec.semantic else None), outs[0]
 
@@ -413,7 +414,7 @@ def position_gradient(spec, prepared, q, k, v, g_sem, g_pos, table, toeplitz, le
             return total
 
         steps = per_share * groups * diagonal
-        total = common.ring(
+        total = mosaic_gpu.ring(
             ops, jnp.int32(0), steps, stages, issue, consume, ops.full(jnp.float32(0))
         )
         scratch["out"][...] = total
@@ -428,7 +429,7 @@ def position_gradient(spec, prepared, q, k, v, g_sem, g_pos, table, toeplitz, le
         "out": plgpu.SMEM((TILE, TILE), jnp.float32),
         "ready": plgpu.Barrier(num_arrivals=2 + copies(streamed), num_barriers=stages),
     }
-    out_type = [common.struct((c, shares, TILE, TILE), jnp.float32)]
+    out_type = [mosaic_gpu.struct((c, shares, TILE, TILE), jnp.float32)]
     (parts,) = _call(spec, body, (c, shares), ("d", "share"), operands, out_type, scratch)
     return _sum_diagonals(parts.sum(1), length)
 

@@ -1,14 +1,9 @@
-"""What the Mosaic GPU kernels of SiLU attention share: tiling, staging and the bias tiles.
+"""What the Mosaic GPU kernels of SiLU attention share: tiling and the bias tiles.
 
-Everything works on square tiles of 64 queries by 64 keys, one warpgroup (128 threads) per CUDA
-block. A kernel owns 64 rows (or 64 keys) of one sequence for a group of heads and walks over the
-tiles of the other axis that can hold a visible pair; tiles arrive through a ring of shared-memory
-slots filled by TMA. Nothing of size N x N ever leaves the registers.
-
-Interpret mode (`Spec.interpret`) runs the same kernel bodies on a CPU. Three things differ there,
-because the interpreter of JAX 0.10 has no rule for them: register layouts are dropped, matrix
-products are plain dots on shared-memory accumulators instead of WGMMA, and ACC references are
-shared memory. Indices, ring slots, barriers, masks, tile ranges and bias arithmetic are the same.
+Everything works on square tiles of 64 queries by 64 keys (`pangu_jax.kernels.mosaic_gpu`, which
+also says how interpret mode differs). A kernel owns 64 rows (or 64 keys) of one sequence for a
+group of heads and walks over the tiles of the other axis that can hold a visible pair. Nothing of
+size N x N ever leaves the registers.
 
 Letters: B batch, N positions (padded to 64), H heads, G head groups, C tiles per sequence.
 """
@@ -16,22 +11,19 @@ Letters: B batch, N positions (padded to 64), H heads, G head groups, C tiles pe
 from __future__ import annotations
 
 import dataclasses
-import inspect
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pangu_jax.kernels import mosaic_gpu
+from pangu_jax.kernels.mosaic_gpu import TILE, extent, pad_axis
 from recsys_jax.kernels.silu_attention.buckets import INCREMENT, bucket_thresholds
 
-TILE = 64
 # int32 time differences reach at most bucket 71; 128 is the next multiple of a WGMMA row tile.
 TABLE = 128
-# Widths a head is padded to. 32 bf16 values fill a 64-byte swizzle, 64 a 128-byte one.
-WIDTHS = (32, 64, 128)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +57,6 @@ class Spec:
         return max(fits, default=1)
 
 
-def swizzled(shape, dtype):
-    """Shared memory for 16-bit matrices [..., 64, width] that WGMMA and TMA both understand."""
-    swizzle = min(128, shape[-1] * jnp.dtype(dtype).itemsize)
-    if jnp.dtype(dtype).itemsize != 2:  # Only interpret mode gets here; transforms are ignored.
-        return plgpu.SMEM(shape, dtype)
-    transforms = (plgpu.TilingTransform((8, swizzle // 2)), plgpu.SwizzleTransform(swizzle))
-    return plgpu.SMEM(shape, dtype, transforms=transforms)
-
-
 def fit_stages(spec, own, streamed, extra=0):
     """Ring slots that fit the shared memory of a block (227 KiB on Hopper, less a margin)."""
 
@@ -87,10 +70,6 @@ def fit_stages(spec, own, streamed, extra=0):
             f"head widths {spec.width_qk} and {spec.width_v} exceed the shared memory of a block"
         )
     return stages
-
-
-# JAX 0.12 dropped the index argument of plgpu.load.
-_LOAD_TAKES_INDEX = "idx" in inspect.signature(plgpu.load).parameters
 
 
 def _gather(ref, index):
@@ -115,82 +94,17 @@ def _gather(ref, index):
     return read(ref, index)
 
 
-class Ops:
-    """Device operations whose spelling differs between the GPU and interpret mode."""
+class Ops(mosaic_gpu.Ops):
+    """Those of the ground floor, and the gather."""
 
     def __init__(self, spec: Spec):
-        self.interpret = spec.interpret
-
-    def accumulator(self, width):
-        shape = (TILE, width)
-        if self.interpret:
-            return plgpu.SMEM(shape, jnp.float32)
-        return plgpu.ACC(shape, jnp.float32)
-
-    def clear(self, *accumulators):
-        if self.interpret:  # An ACC starts at zero, shared memory does not.
-            for ref in accumulators:
-                ref[...] = jnp.zeros(ref.shape, jnp.float32)
-
-    def mma(self, acc, a, b, transpose_b=False):
-        """acc += a @ b (b transposed if asked); `a` is a reference or a 16-bit register tile."""
-        if self.interpret:
-            a = a[...].astype(jnp.float32)
-            b = b[...].astype(jnp.float32)
-            acc[...] += jnp.dot(a, b.T if transpose_b else b)
-            return
-        plgpu.wgmma(acc, a, plgpu.transpose_ref(b, (1, 0)) if transpose_b else b)
-
-    def product(self, pairs, transpose_b=True):
-        """Register tile: sum of a @ b^T over the pairs, fp32 [64, 64]."""
-
-        def compute(acc):
-            self.clear(acc)
-            for a, b in pairs:
-                self.mma(acc, a, b, transpose_b)
-            return acc[...]
-
-        return pl.run_scoped(compute, self.accumulator(TILE))
-
-    def wait(self):
-        if not self.interpret:
-            plgpu.wgmma_wait(0)
-
-    def cast(self, x, layout):
-        return x if self.interpret else plgpu.layout_cast(x, layout)
-
-    def full(self, value):
-        return self.cast(jnp.full((TILE, TILE), value), plgpu.Layout.WGMMA)
-
-    def vector(self, ref, axis):
-        """Load 64 values of a reference that run along `axis` of a tile, as a [64, 64] tile."""
-        x = self._load(ref, plgpu.Layout.WGMMA.reduce(1 - axis))
-        return lax.broadcast_in_dim(x, (TILE, TILE), [axis])
-
-    def _load(self, ref, layout):
-        if self.interpret:
-            return ref[...]
-        index = ((),) if _LOAD_TAKES_INDEX else ()
-        return plgpu.load(ref, *index, layout=layout, optimized=False)
-
-    def row_vector(self, ref):
-        """Load 64 values, one per tile row, as a vector."""
-        return self._load(ref, plgpu.Layout.WGMMA.reduce(1))
-
-    def matrix(self, ref):
-        """Load a plain row-major matrix into the WGMMA register layout."""
-        return self._load(ref, plgpu.Layout.WGMMA)
+        super().__init__(spec.interpret)
 
     def gather(self, ref, index):
         """Register tile ref[index] for a [128] shared-memory table."""
         if self.interpret:
             return jnp.take(ref[...], index, mode="clip")
         return _gather(ref, index)
-
-    def iota(self, axis):
-        if self.interpret:
-            return lax.broadcasted_iota(jnp.int32, (TILE, TILE), axis)
-        return plgpu.broadcasted_iota(jnp.int32, (TILE, TILE), axis, layout=plgpu.Layout.WGMMA)
 
 
 def sigmoid(x):
@@ -268,10 +182,10 @@ class Prepared:
     def __init__(self, spec, segment_ids, timestamps, query_times):
         rows = spec.batch
         shape = (rows, spec.tiles, TILE)
-        segments = _pad_axis(segment_ids, 1, spec.tiles * TILE).reshape(shape)
+        segments = pad_axis(segment_ids, 1, spec.tiles * TILE).reshape(shape)
         if spec.time:
             keys, queries = (
-                _pad_axis(t, 1, spec.tiles * TILE).reshape(shape) for t in (timestamps, query_times)
+                pad_axis(t, 1, spec.tiles * TILE).reshape(shape) for t in (timestamps, query_times)
             )
         else:
             keys = queries = jnp.zeros_like(segments)
@@ -286,7 +200,7 @@ class Prepared:
             & (seg_low[:, None, :] <= seg_high[:, :, None])
             & (tile[:, None] >= tile[None, :])
         )
-        self.span = jnp.stack([*_extent(active, 2), *_extent(active, 1)], axis=-1)
+        self.span = jnp.stack([*extent(active, 2), *extent(active, 1)], axis=-1)
         theta = np.full(TABLE, big, np.int32)
         reachable = bucket_thresholds(spec.num_buckets)
         theta[0] = 0
@@ -318,36 +232,6 @@ def _bounds(times, valid):
     return jnp.where(some, low, 0), jnp.where(some, high, 0)
 
 
-def _extent(active, axis):
-    count = active.shape[axis]
-    some = active.any(axis)
-    first = jnp.where(some, active.argmax(axis), 0)
-    last = jnp.where(some, count - jnp.flip(active, axis).argmax(axis), 0)
-    return first.astype(jnp.int32), last.astype(jnp.int32)
-
-
-def _pad_axis(x, axis, size):
-    if x.shape[axis] == size:
-        return x
-    pads = [(0, 0)] * x.ndim
-    pads[axis] = (0, size - x.shape[axis])
-    return jnp.pad(x, pads)
-
-
-def pad_width(width: int) -> int:
-    """Smallest supported head width that holds `width`."""
-    for candidate in WIDTHS:
-        if width <= candidate:
-            return candidate
-    raise NotImplementedError(f"head width {width} is above {WIDTHS[-1]}")
-
-
-def pad_heads(x, tiles, width):
-    """[B, n, H, w] -> [B, H, tiles * 64, width], zero padded."""
-    x = jnp.moveaxis(x, 2, 1)
-    return _pad_axis(_pad_axis(x, 2, tiles * TILE), 3, width)
-
-
 def position_tiles(position_weights, tiles):
     """Toeplitz tiles of the position bias: float32 [C, 64, 64], tile d for queries d tiles later.
 
@@ -362,7 +246,7 @@ def position_tiles(position_weights, tiles):
 
 def table_weights(time_weights):
     """float32 [128]: the reachable part of the time table, zero padded."""
-    return _pad_axis(time_weights.astype(jnp.float32)[:TABLE], 0, TABLE)
+    return pad_axis(time_weights.astype(jnp.float32)[:TABLE], 0, TABLE)
 
 
 def _pieces(tensor, g, group, b, rows, buffer):
@@ -391,59 +275,3 @@ def copy_out(buffer, tensor, g, group, b, rows):
     """Start the copies of [group, 64, width] in shared memory to head group g of a tensor."""
     for target, source in _pieces(tensor, g, group, b, rows, buffer):
         plgpu.copy_smem_to_gmem(source, target)
-
-
-def ring(ops, first, last, stages, issue, consume, carry=None):
-    """Walk over steps first..last-1 with `stages` shared-memory slots in flight.
-
-    `issue(step, slot)` starts the copies of a step; `consume(step, slot, carry)` waits for them,
-    computes and returns the next carry.
-    """
-    for slot in range(stages):
-
-        @pl.when(first + slot < last)
-        def _start(slot=slot):
-            issue(first + slot, slot)
-
-    def step(t, carry):
-        slot = lax.rem(t - first, jnp.int32(stages))
-        carry = consume(t, slot, carry)
-        ops.wait()
-        # All four warps must be done with the slot before TMA may overwrite it.
-        plgpu.commit_smem()
-
-        @pl.when(t + stages < last)
-        def _refill():
-            issue(t + stages, slot)
-
-        return carry
-
-    return lax.fori_loop(first, last, step, carry)
-
-
-def interpret_argument(spec: Spec) -> dict:
-    """Keyword arguments that turn interpret mode on, wherever this JAX keeps its class."""
-    if not spec.interpret:
-        return {}
-    if hasattr(plgpu, "InterpretGPUParams"):
-        return {"interpret": plgpu.InterpretGPUParams()}
-    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
-
-    return {"interpret": InterpretGPUParams()}
-
-
-def launch(spec, body, grid, names, out_type, scratch, *operands):
-    """Run a kernel body over a grid of single-warpgroup blocks."""
-    return plgpu.kernel(
-        body,
-        out_type=out_type,
-        scratch_types=scratch,
-        grid=grid,
-        grid_names=names,
-        compiler_params=plgpu.CompilerParams(approx_math=True),
-        **interpret_argument(spec),
-    )(*operands)
-
-
-def struct(shape, dtype):
-    return jax.ShapeDtypeStruct(shape, dtype)

@@ -7,9 +7,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pangu_jax.kernels import mosaic_gpu
 from recsys_jax.kernels.silu_attention import pallas_gpu_common as common
 
-TILE = common.TILE
+TILE = mosaic_gpu.TILE
 
 
 def forward(spec: common.Spec, prepared, q, k, v, table, toeplitz):
@@ -109,7 +110,7 @@ def forward(spec: common.Spec, prepared, q, k, v, table, toeplitz):
                             ops.mma(out[h], tile, values)
                 return carry
 
-            common.ring(ops, first, last, stages, issue, consume)
+            mosaic_gpu.ring(ops, first, last, stages, issue, consume)
             ops.wait()
             return [acc[...] for channel in sums if channel is not None for acc in channel]
 
@@ -135,8 +136,8 @@ def forward(spec: common.Spec, prepared, q, k, v, table, toeplitz):
     scratch = common.table_scratch(spec) | {
         "own_meta": plgpu.SMEM((3, TILE), jnp.int32),
         "meta": plgpu.SMEM((stages, 3, TILE), jnp.int32),
-        "v": common.swizzled((stages, *shape_v), spec.dtype),
-        "out": common.swizzled(shape_v[1:], spec.dtype),
+        "v": mosaic_gpu.swizzled((stages, *shape_v), spec.dtype),
+        "out": mosaic_gpu.swizzled(shape_v[1:], spec.dtype),
         "own_barrier": plgpu.Barrier(num_arrivals=1 + common.count_copies(queries, group)),
         "ready": plgpu.Barrier(
             num_arrivals=1 + common.count_copies(moving, group), num_barriers=stages
@@ -144,14 +145,14 @@ def forward(spec: common.Spec, prepared, q, k, v, table, toeplitz):
     }
     operands = [v, prepared.meta, prepared.span, prepared.buckets, prepared.theta]
     if spec.semantic:
-        scratch["q"] = common.swizzled(shape_q, spec.dtype)
-        scratch["k"] = common.swizzled((stages, *shape_q), spec.dtype)
+        scratch["q"] = mosaic_gpu.swizzled(shape_q, spec.dtype)
+        scratch["k"] = mosaic_gpu.swizzled((stages, *shape_q), spec.dtype)
         operands = [q, k, *operands]
     operands += [table] if spec.time else []
     operands += [toeplitz] if spec.position else []
     names = list(scratch)
-    out_type = [common.struct(v.shape, spec.dtype)] * outputs
-    return common.launch(
-        spec, body, (c, groups, spec.batch), ('i', 'g', 'b'), out_type,
+    out_type = [mosaic_gpu.struct(v.shape, spec.dtype)] * outputs
+    return mosaic_gpu.launch(
+        spec.interpret, body, (c, groups, spec.batch), ('i', 'g', 'b'), out_type,
         list(scratch.values()), *operands,
     )  # fmt: skip
