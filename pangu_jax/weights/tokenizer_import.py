@@ -1,0 +1,234 @@
+"""Tokenizers from GGUF metadata and from Hugging Face directories.
+
+Token types, keys and names of pre-tokenizers are those of the GGUF specification. Special tokens
+inside a text become special ids, which chat prompts need; for text by strangers set
+`tokenizer.encode_special_tokens = True`, after which they are plain text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pangu_jax.weights.errors import WeightsError
+from pangu_jax.weights.gguf_config import Metadata
+from pangu_jax.weights.safetensors_import import read_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
+
+# How text is cut into words before merging. Letters by \p{L}, digits by \p{N}; what differs is
+# whether digits come in threes.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LLAMA_BPE, _QWEN2 = _WORDS % "{1,3}", _WORDS % ""
+PRE_TOKENIZERS = ("smollm", "llama-bpe", "qwen2", "gpt-2", "default")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpecialTokens:
+    """Ids with a meaning, None where the model has none, and the template of its chats.
+
+    add_bos: whether the model expects bos before every text; the tokenizer then adds it unless
+      `encode(..., add_special_tokens=False)` is said.
+    """
+
+    bos: int | None = None
+    eos: int | None = None
+    pad: int | None = None
+    unk: int | None = None
+    add_bos: bool = False
+    chat_template: str | None = None
+
+
+class LoadedTokenizer(NamedTuple):
+    """A `tokenizers.Tokenizer` and its special ids."""
+
+    tokenizer: Tokenizer
+    special: SpecialTokens
+
+
+def tokenizer_from_gguf(metadata: Metadata) -> LoadedTokenizer:
+    """The tokenizer that a GGUF file carries: byte-level BPE ('gpt2') or SentencePiece ('llama').
+
+    Raises:
+      WeightsError: no tokenizer in the file, or one of an unknown kind.
+    """
+    source = metadata.source
+
+    def get(key, default=None):
+        return metadata.get(f"tokenizer.ggml.{key}", default)
+
+    tokens = get("tokens")
+    if not tokens:
+        raise WeightsError(f"{source} carries no tokenizer (tokenizer.ggml.tokens is missing).")
+    types = get("token_type") or [_NORMAL] * len(tokens)
+    model = get("model")
+    if model == "gpt2":
+        tokenizer = _byte_level(tokens, get("merges"), get("pre", "default"), source)
+    elif model == "llama":
+        tokenizer = _sentence_piece(tokens, types, get("scores"), get, source)
+    else:
+        raise WeightsError(
+            f"{source}: tokenizer.ggml.model={model!r} is unknown; read are 'gpt2' and 'llama'."
+        )
+    _add_special(tokenizer, tokens, types)
+    special = SpecialTokens(
+        bos=get("bos_token_id"),
+        eos=get("eos_token_id"),
+        pad=get("padding_token_id"),
+        unk=get("unknown_token_id"),
+        add_bos=bool(get("add_bos_token", model == "llama")),
+        chat_template=metadata.get("tokenizer.chat_template"),
+    )
+    if special.add_bos and special.bos is not None:
+        _prepend(tokenizer, tokens[special.bos], special.bos)
+    return LoadedTokenizer(tokenizer, special)
+
+
+def tokenizer_from_hf(folder: str | Path) -> LoadedTokenizer:
+    """The tokenizer of a directory with tokenizer.json (and tokenizer_config.json, if there).
+
+    Raises:
+      WeightsError: no tokenizer.json, one that the library cannot read, or a special token that
+        the vocabulary lacks.
+    """
+    from tokenizers import Tokenizer
+
+    folder = Path(folder)
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise WeightsError(f"There is no {path}.")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise WeightsError(f"{path} is not a tokenizer.json: {error}") from error
+    beside = folder / "tokenizer_config.json"
+    values = read_json(beside) if beside.is_file() else {}
+    ids = {}
+    for name in ("bos", "eos", "pad", "unk"):
+        token = values.get(f"{name}_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        ids[name] = None if text is None else tokenizer.token_to_id(text)
+        if text is not None and ids[name] is None:
+            raise WeightsError(f"{beside}: {name}_token {text!r} is not in {path.name}.")
+    return LoadedTokenizer(
+        tokenizer,
+        SpecialTokens(
+            **ids,
+            # What tokenizer.json does with a text is the truth; tokenizer_config.json only says.
+            add_bos=ids["bos"] is not None and tokenizer.encode("").ids[:1] == [ids["bos"]],
+            chat_template=_template(folder, values),
+        ),
+    )
+
+
+def _template(folder: Path, values: dict[str, Any]) -> str | None:
+    beside = folder / "chat_template.jinja"
+    if beside.is_file():
+        return beside.read_text(encoding="utf-8")
+    found = values.get("chat_template")
+    if isinstance(found, list):  # several by name; 'default' is the one for plain chats
+        named = {entry["name"]: entry["template"] for entry in found}
+        return named.get("default")
+    return found
+
+
+def _byte_level(tokens, merges, pre, source) -> Tokenizer:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    if merges is None:
+        raise WeightsError(f"{source} carries no merges (tokenizer.ggml.merges is missing).")
+    if pre not in PRE_TOKENIZERS:
+        raise WeightsError(
+            f"{source}: tokenizer.ggml.pre={pre!r} is unknown; read are "
+            f"{', '.join(PRE_TOKENIZERS)}. Guessing would cut text into other tokens."
+        )
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={token: index for index, token in enumerate(tokens)},
+            merges=[tuple(merge.split(" ", 1)) for merge in merges],
+            # Llama 3 takes a word that is a token as it is, whatever its merges give.
+            ignore_merges=pre == "llama-bpe",
+        )
+    )
+    if pre == "smollm":
+        steps = [pre_tokenizers.Digits(individual_digits=True)]
+    elif pre in ("llama-bpe", "qwen2"):
+        pattern = Regex(_LLAMA_BPE if pre == "llama-bpe" else _QWEN2)
+        steps = [pre_tokenizers.Split(pattern, behavior="isolated")]
+    else:
+        steps = []
+    if pre == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    own_pattern = pre not in ("llama-bpe", "qwen2")
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=own_pattern))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _sentence_piece(tokens, types, scores, get, source) -> Tokenizer:
+    """SentencePiece's BPE: always the pair whose joint piece has the highest score."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    if scores is None:
+        raise WeightsError(f"{source} carries no scores (tokenizer.ggml.scores is missing).")
+    unknown = get("unknown_token_id", 0)
+    prefix = bool(get("add_space_prefix", True))
+    vocab = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=vocab,
+            merges=_merges_of_scores(tokens, types, scores),
+            unk_token=tokens[unknown],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    steps = [normalizers.Prepend("▁")] if prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    back = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if prefix:
+        back.append(decoders.Strip(content=" ", left=1))
+    tokenizer.decoder = decoders.Sequence(back)
+    return tokenizer
+
+
+def _merges_of_scores(tokens, types, scores) -> list[tuple[str, str]]:
+    """Every way to make a piece of two pieces, highest score of the result first."""
+    normal = {t: i for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if kind == 1}
+    merges = []
+    for piece, index in normal.items():
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in normal and right in normal:
+                merges.append((-scores[index], index, normal[left], normal[right], left, right))
+    merges.sort()
+    return [(left, right) for *_, left, right in merges]
+
+
+def _add_special(tokenizer, tokens, types) -> None:
+    from tokenizers import AddedToken
+
+    for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
+        tokenizer.add_tokens(
+            [
+                AddedToken(token, special=special, normalized=False)
+                for token, own in zip(tokens, types, strict=True)
+                if own == kind
+            ]
+        )
+
+
+def _prepend(tokenizer, token: str, number: int) -> None:
+    from tokenizers import processors
+
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{token} $A", pair=f"{token} $A $B", special_tokens=[(token, number)]
+    )
