@@ -21,8 +21,11 @@ ROOT = pathlib.Path(__file__).resolve().parent
 DEFAULT_CONFIG = "configs/recsys/fuxi_alpha.py:ml100k"
 
 # Experiment name in a configuration -> module with one function per mode.
-EXPERIMENTS = {"recsys.sequential": "recsys_jax.sequential.experiment"}
-MODES = ("train", "eval", "predict", "benchmark")
+EXPERIMENTS = {
+    "recsys.sequential": "recsys_jax.sequential.experiment",
+    "pangu.pretrain": "pangu_jax.pretraining.experiment",
+}
+MODES = ("train", "eval", "predict", "generate", "benchmark")
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run lives; default: runs/<config>-<variant>."
@@ -32,7 +35,8 @@ _MODE = flags.DEFINE_enum(
     "train",
     MODES,
     "train: train what is not yet trained, evaluate, report. eval: evaluate the best checkpoints. "
-    "predict: write top-k lists. benchmark: time training and evaluation.",
+    "predict: write top-k lists. generate: continue a prompt. benchmark: time training and "
+    "evaluation.",
 )
 _LIST = flags.DEFINE_bool("list", False, "Print every configuration, what it does and its cost.")
 _CPU_DEVICES = flags.DEFINE_integer(

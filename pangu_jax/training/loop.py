@@ -43,8 +43,8 @@ from pangu_jax.training.optimizer import build_optimizer, build_schedule
 from pangu_jax.training.prefetch import Fetched, Prefetcher, iterator_state
 from pangu_jax.training.progress import Progress, Throughput, short_line
 from pangu_jax.training.signals import StopRequested, StopSignals, exit_code
-from pangu_jax.training.stacking import check_rows, stack_batches
 from pangu_jax.training.spikes import SpikeCounter
+from pangu_jax.training.stacking import check_rows, stack_batches
 from pangu_jax.training.state import TrainState, create_state
 from pangu_jax.training.step import LossFn, StepOutputs, make_dispatch
 from pangu_jax.training.workdir import Workdir

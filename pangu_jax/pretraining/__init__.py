@@ -1,0 +1,1 @@
+"""Pre-training of a decoder on text: the experiment behind configs/pangu."""

@@ -1,0 +1,129 @@
+"""The configuration of a pre-training run."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from pangu_jax.data.text.batches import PackingConfig
+from pangu_jax.data.text.build import CorpusConfig
+from pangu_jax.data.text.mixture import PANGU_ULTRA_WEIGHTS, Mixture
+from pangu_jax.data.text.sources import day_one_sources
+from pangu_jax.models.config import DecoderConfig
+from pangu_jax.models.presets import preset
+from pangu_jax.training.config import TrainConfig
+from pangu_jax.training.phases import PANGU_ULTRA, Phase, PhaseSchedule, Rate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """What changes with the number of consumed tokens.
+
+    kind: 'single', one phase whose learning rate falls by a cosine to a tenth; 'pangu_ultra', all
+      phases of the report in small (`PhaseSchedule.rescaled`); 'pangu_ultra_full', unscaled.
+    tokens: of the whole run. seq_len, batch_rows: of the first phase. learning_rate: the peak.
+    warmup_fraction: share of the steps that warm up.
+    """
+
+    kind: Literal["single", "pangu_ultra", "pangu_ultra_full"] = "single"
+    tokens: float = 1e6
+    seq_len: int = 256
+    batch_rows: int = 16
+    learning_rate: float = 1e-3
+    warmup_fraction: float = 0.02
+
+    def build(self) -> PhaseSchedule:
+        """The phases and their learning rates."""
+        if self.kind == "pangu_ultra_full":
+            return PANGU_ULTRA
+        if self.kind == "pangu_ultra":
+            return PANGU_ULTRA.rescaled(
+                self.tokens, seq_len=self.seq_len, batch_rows=self.batch_rows,
+                learning_rate=self.learning_rate, warmup_fraction=self.warmup_fraction,
+            )  # fmt: skip
+        phase = Phase(
+            name="general", tokens=self.tokens, seq_len=self.seq_len, batch_rows=self.batch_rows
+        )
+        peak = self.learning_rate
+        rate = Rate(until=self.tokens, kind="cosine", start=peak, end=0.1 * peak)
+        draft = PhaseSchedule(phases=(phase,), rates=(rate,))
+        warmup = round(self.warmup_fraction * draft.total_steps)
+        return dataclasses.replace(draft, warmup_steps=warmup)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeldOutConfig:
+    """Evaluation on documents that neither training nor the vocabulary saw.
+
+    rows: per domain. layer_statistics: also gains of all norms and activations of all layers, to
+      layer_statistics.jsonl (the report's Figures 9 and 10).
+    """
+
+    rows: int = 16
+    layer_statistics: bool = True
+
+    def __post_init__(self):
+        if self.rows < 1:
+            raise ValueError(f"rows={self.rows} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Sampling for `--mode=generate` and for the samples in the report.
+
+    temperature 0 takes the most probable token. top_k 0 keeps all tokens.
+    """
+
+    prompt: str = "The function returns"
+    max_tokens: int = 64
+    temperature: float = 0.8
+    top_k: int = 40
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.max_tokens < 1 or self.temperature < 0 or self.top_k < 0:
+            raise ValueError(
+                f"max_tokens={self.max_tokens} must be at least 1, temperature={self.temperature} "
+                f"and top_k={self.top_k} not negative"
+            )
+
+
+def _mixtures() -> dict[str, Mixture]:
+    return {
+        name: Mixture(
+            weights, quality_power=1.0, curriculum=("math", "code") if name == "reasoning" else ()
+        )
+        for name, weights in PANGU_ULTRA_WEIGHTS.items()
+    }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """A pre-training run.
+
+    corpus: what the text is and how it becomes tokens. corpus_folder: where that is kept; None: a
+      folder of the cache named by the settings, shared by all runs with the same corpus.
+    mixtures: by the names that phases use; domains the corpus lacks are left out and the rest
+      scaled up, which the run says.
+    z_loss: factor of the squared log-normaliser (0: off; the paper does not mention one).
+    train: the loop; its `steps` and learning rate follow from `schedule`.
+    """
+
+    experiment: str = "pangu.pretrain"
+    cpu_devices: int = 1
+    model: DecoderConfig = dataclasses.field(default_factory=lambda: preset("debug"))
+    corpus: CorpusConfig = dataclasses.field(
+        default_factory=lambda: CorpusConfig(sources=day_one_sources())
+    )
+    corpus_folder: str | None = None
+    mixtures: dict[str, Mixture] = dataclasses.field(default_factory=_mixtures)
+    packing: PackingConfig = PackingConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    held_out: HeldOutConfig = HeldOutConfig()
+    generate: GenerateConfig = GenerateConfig()
+    z_loss: float = 0.0
+    train: TrainConfig = TrainConfig(best_metric="loss", best_mode="min")
+
+    def __post_init__(self):
+        if self.z_loss < 0:
+            raise ValueError(f"z_loss={self.z_loss} must not be negative")

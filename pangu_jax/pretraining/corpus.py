@@ -1,0 +1,103 @@
+"""The corpus of a run: built once, opened as shards, handed out phase by phase."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+
+import jax
+from jax.sharding import Mesh
+
+from pangu_jax.config.resolve import to_dict
+from pangu_jax.data.text import Mixture, TextShards, build_corpus, consumed_tokens, text_batches
+from pangu_jax.data.tokenizer import load_tokenizer
+from pangu_jax.data.wheel import cache_dir
+from pangu_jax.parallel.sharding import batch_part
+from pangu_jax.pretraining.config import PretrainConfig
+from pangu_jax.training.phases import PhaseSchedule
+
+
+class PretrainError(ValueError):
+    """Corpus, model and schedule do not fit together; the text says what to change."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Tokenised text of a run.
+
+    train, held_out: shards. mixtures: restricted to the domains that `train` has.
+    missing: mixture name -> domains with a weight that the corpus lacks.
+    """
+
+    folder: pathlib.Path
+    train: TextShards
+    held_out: TextShards
+    mixtures: dict[str, Mixture]
+    missing: dict[str, list[str]]
+
+    @functools.cached_property
+    def tokenizer(self):
+        return load_tokenizer(self.folder / "tokenizer.json")
+
+    def batches(self, config: PretrainConfig, schedule: PhaseSchedule, index: int, mesh: Mesh):
+        """Endless batches of phase `index`, going on where the phases before have stopped."""
+        start: dict[str, int] = {}
+        if config.packing.rows == "concat":
+            for phase in schedule.phases[:index]:
+                start = consumed_tokens(
+                    self.mixtures[phase.mixture], seq_len=phase.seq_len,
+                    batch_rows=phase.batch_rows, num_batches=phase.steps, start=start,
+                )  # fmt: skip
+        phase = schedule.phases[index]
+        part, parts = batch_part(mesh)
+        mixture = self.mixtures[phase.mixture]
+        wanted = {name: count for name, count in start.items() if name in mixture.weights}
+        return text_batches(
+            self.train, mixture, seq_len=phase.seq_len, batch_rows=phase.batch_rows,
+            seed=config.train.seed, packing=config.packing, start=wanted,
+            process_index=part, process_count=parts,
+        )  # fmt: skip
+
+
+def open_corpus(config: PretrainConfig, schedule: PhaseSchedule, say=lambda line: None) -> Corpus:
+    """Builds the corpus where it is not there yet, and opens it.
+
+    With several processes they must share the folder; the first builds it.
+
+    Raises:
+      PretrainError: a vocabulary of another size than the model's, an unknown mixture.
+      TextDataError: what building raises.
+    """
+    folder = pathlib.Path(config.corpus_folder or _default_folder(config))
+    if jax.process_index() == 0:
+        build_corpus(config.corpus, folder, report=say)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("corpus")
+    train, held_out = TextShards(folder / "train"), TextShards(folder / "held_out")
+    if train.vocab_size > config.model.vocab_size:
+        raise PretrainError(
+            f"The tokenizer of {folder} has {train.vocab_size} tokens, the model only "
+            f"model.vocab_size={config.model.vocab_size}; set --config.model.vocab_size="
+            f"{train.vocab_size} or --config.corpus.bpe.vocab_size={config.model.vocab_size}."
+        )
+    mixtures, missing = {}, {}
+    for name in dict.fromkeys(phase.mixture for phase in schedule.phases):
+        if name not in config.mixtures:
+            raise PretrainError(
+                f"A phase uses the mixture {name!r}; --config.mixtures has "
+                f"{', '.join(config.mixtures)}."
+            )
+        whole = config.mixtures[name]
+        mixtures[name] = whole.restricted_to(train.domains)
+        missing[name] = [d for d, w in whole.weights.items() if w > 0 and d not in train.domains]
+    return Corpus(folder, train, held_out, mixtures, missing)
+
+
+def _default_folder(config: PretrainConfig) -> pathlib.Path:
+    text = json.dumps(to_dict(config.corpus), sort_keys=True)
+    return cache_dir() / "corpora" / hashlib.sha256(text.encode()).hexdigest()[:16]

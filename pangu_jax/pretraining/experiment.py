@@ -1,0 +1,205 @@
+"""The modes of a pre-training experiment: train, eval, generate, benchmark."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from pangu_jax.config.resolve import resolve
+from pangu_jax.models import Decoder
+from pangu_jax.parallel.mesh import make_mesh
+from pangu_jax.parallel.sharding import abstract_with_shardings
+from pangu_jax.pretraining.config import PretrainConfig
+from pangu_jax.pretraining.corpus import Corpus, open_corpus
+from pangu_jax.pretraining.objective import HeldOut, make_loss, with_rope_base
+from pangu_jax.pretraining.report import write_report
+from pangu_jax.pretraining.sampling import sample_tokens
+from pangu_jax.training import Workdir, fit
+from pangu_jax.training.checkpoint import Checkpoints
+from pangu_jax.training.load import load_params
+from pangu_jax.training.phases import PhaseSchedule
+from pangu_jax.training.utilisation import utilisation
+from pangu_jax.training.workdir import ALLOWED_CHANGES
+
+STATISTICS = "layer_statistics.jsonl"
+_MAY_CHANGE = (*ALLOWED_CHANGES, "generate.*", "held_out.*", "cpu_devices", "corpus_folder")
+
+
+def run(mode: str, config: dict[str, Any], workdir: pathlib.Path, command: list[str]) -> int:
+    """Runs one mode; returns the process's exit code."""
+    experiment = resolve(PretrainConfig, config)
+    modes = {"train": _train, "eval": _evaluate, "generate": _generate, "benchmark": _benchmark}
+    if mode not in modes:
+        raise ValueError(f"--mode={mode} does not exist for pre-training; use {', '.join(modes)}.")
+    schedule = experiment.schedule.build()
+    corpus = open_corpus(experiment, schedule, _say)
+    return modes[mode](experiment, schedule, corpus, workdir)
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def _train(config: PretrainConfig, schedule: PhaseSchedule, corpus: Corpus, workdir) -> int:
+    mesh = make_mesh(config.train.mesh)
+    _announce(config, schedule, corpus, workdir)
+    with Workdir.open(workdir, config, allowed_changes=_MAY_CHANGE, seed=config.train.seed) as held:
+        held_out = _held_out(config, schedule, corpus, mesh, held.path / STATISTICS)
+        for index, phase in enumerate(schedule.phases):
+            end = schedule.starts()[index + 1]
+            last = index == len(schedule.phases) - 1
+            if _done(held.latest) >= end and not last:
+                continue
+            _say(
+                f"\nphase {phase.name}: steps {schedule.starts()[index]:,} to {end:,}, "
+                f"{phase.batch_rows} rows of {phase.seq_len} tokens, RoPE base "
+                f"{phase.rope_base:g}, mixture {phase.mixture}"
+            )
+            result = _fit_phase(config, schedule, index, corpus, mesh, held, held_out)
+            if result.interrupted:
+                return result.exit_code
+    _report(config, schedule, corpus, workdir)
+    return 0
+
+
+def _fit_phase(config, schedule, index, corpus, mesh, workdir, held_out):
+    phase = schedule.phases[index]
+    model = with_rope_base(config.model, phase.rope_base)
+    per_token = model.flops_per_token(phase.seq_len)
+    kind, devices = jax.devices()[0].device_kind, jax.device_count()
+    batches = corpus.batches(config, schedule, index, mesh).map(_without_domains)
+
+    def derive(rates):
+        rate = rates.get("tokens_per_second", 0.0) * jax.process_count()
+        return utilisation(rate, per_token, kind, devices) if rate else {}
+
+    example = jnp.zeros((1, 8), jnp.int32)
+    return fit(
+        init_fn=lambda key: Decoder(model).init(key, example)["params"],
+        loss_fn=make_loss(model, config.z_loss),
+        dataset=batches,
+        config=dataclasses.replace(config.train, steps=schedule.starts()[index + 1]),
+        workdir=workdir,
+        mesh=mesh,
+        evaluate=held_out,
+        describe_batch=lambda batch: {"tokens": float(np.sum(batch["labels"] >= 0))},
+        schedule=schedule.as_optax(),
+        stream=phase.name,
+        derive=derive,
+    )
+
+
+def _without_domains(batch):
+    return {name: x for name, x in batch.items() if name != "domains"}
+
+
+def _held_out(config, schedule, corpus, mesh: Mesh, file: pathlib.Path | None) -> HeldOut:
+    wanted = config.held_out
+    return HeldOut(
+        corpus, config.model, mesh, seq_len=schedule.phases[0].seq_len, rows=wanted.rows,
+        statistics_file=file if wanted.layer_statistics else None,
+    )  # fmt: skip
+
+
+def _done(folder: pathlib.Path) -> int:
+    """Steps of the newest complete checkpoint, 0 without one."""
+    if not folder.is_dir():
+        return 0
+    store = Checkpoints(folder, writable=False)
+    try:
+        return max(store.steps(), default=0)
+    finally:
+        store.close()
+
+
+def _announce(config, schedule, corpus, workdir) -> None:
+    model = config.model
+    shares = ", ".join(
+        f"{d} {w:.0%}" for d, w in next(iter(corpus.mixtures.values())).weights.items()
+    )
+    _say(
+        f"Pre-training {model.num_parameters():,} parameters ({model.num_layers} layers of "
+        f"{model.hidden_dim}, norm {model.norm_scheme}, init {model.init}) on "
+        f"{schedule.total_tokens:,} tokens in {schedule.total_steps:,} steps, "
+        f"{jax.device_count()} {jax.devices()[0].platform} device(s).\n"
+        f"Corpus {corpus.folder}: {corpus.train.index['length'].sum():,} training tokens, "
+        f"vocabulary {corpus.train.vocab_size:,}; mixture {shares}.\n"
+        f"Everything goes to {workdir}; the same command continues an interrupted run."
+    )
+    for name, domains in corpus.missing.items():
+        if domains:
+            _say(f"  note: the corpus has no {', '.join(domains)}; left out of mixture {name}.")
+
+
+def _params(config, schedule, mesh, workdir, which="auto"):
+    """(model of the last phase, step, parameters)."""
+    model = with_rope_base(config.model, schedule.phases[-1].rope_base)
+    example = jnp.zeros((1, 8), jnp.int32)
+    boxed = jax.eval_shape(lambda key: Decoder(model).init(key, example)["params"],
+                           jax.random.key(0))  # fmt: skip
+    step, params = load_params(workdir, abstract_with_shardings(boxed, mesh), which=which)
+    return model, step, params
+
+
+def _evaluate(config, schedule, corpus, workdir) -> int:
+    mesh = make_mesh(config.train.mesh)
+    with jax.set_mesh(mesh):
+        held_out = _held_out(config, schedule, corpus, mesh, None)
+        _, step, params = _params(config, schedule, mesh, workdir)
+        values = held_out(params, step)
+    _say(f"Checkpoint of step {step:,}, held-out documents:")
+    for name, value in values.items():
+        _say(f"  {name:28s} {value:.4f}")
+    return 0
+
+
+def _sample(config, model, params, corpus) -> str:
+    wanted = config.generate
+    tokenizer = corpus.tokenizer
+    prompt = tokenizer.encode(wanted.prompt).ids
+    tokens = sample_tokens(
+        model, params, prompt, max_tokens=wanted.max_tokens, eod_id=corpus.train.eod_id,
+        temperature=wanted.temperature, top_k=wanted.top_k, seed=wanted.seed,
+    )  # fmt: skip
+    return tokenizer.decode(tokens)
+
+
+def _generate(config, schedule, corpus, workdir) -> int:
+    mesh = make_mesh(config.train.mesh)
+    with jax.set_mesh(mesh):
+        model, step, params = _params(config, schedule, mesh, workdir)
+        text = _sample(config, model, params, corpus)
+    _say(f"step {step:,}\n{config.generate.prompt}{text}")
+    return 0
+
+
+def _report(config, schedule, corpus, workdir) -> None:
+    mesh = make_mesh(config.train.mesh)
+    with jax.set_mesh(mesh):
+        model, step, params = _params(config, schedule, mesh, workdir)
+        text = _sample(config, model, params, corpus)
+    if jax.process_index() == 0:
+        path = write_report(
+            pathlib.Path(workdir), config, schedule,
+            best_step=step, prompt=config.generate.prompt, sample=text,
+        )  # fmt: skip
+        _say(f"\nReport with curves, perplexities and a sample: {path}")
+
+
+def _benchmark(config, schedule, corpus, workdir) -> int:
+    from pangu_jax.pretraining.benchmark import time_step
+
+    mesh = make_mesh(config.train.mesh)
+    batches = corpus.batches(config, schedule, 0, mesh).map(_without_domains)
+    model = with_rope_base(config.model, schedule.phases[0].rope_base)
+    row = time_step(model, make_loss(model, config.z_loss), batches, config.train, schedule, mesh)
+    for name, value in row.items():
+        _say(f"  {name:28s} {value:,.4g}")
+    return 0

@@ -1,0 +1,189 @@
+"""Pre-training end to end on a few generated documents: phases, resume, report, modes, mistakes."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pangu_jax.data.text import CorpusConfig, Mixture, ShardConfig, SourceConfig
+from pangu_jax.data.tokenizer import BpeConfig
+from pangu_jax.models import Decoder, preset
+from pangu_jax.pretraining import experiment
+from pangu_jax.pretraining.config import HeldOutConfig, PretrainConfig, ScheduleConfig
+from pangu_jax.pretraining.corpus import PretrainError, open_corpus
+from pangu_jax.pretraining.objective import HeldOut, read_statistics
+from pangu_jax.pretraining.sampling import sample_tokens
+from pangu_jax.training.checkpoint import Checkpoints
+from pangu_jax.training.config import TrainConfig
+from pangu_jax.training.metrics_writer import read_metrics
+from pangu_jax.training.optimizer import OptimizerConfig
+from pangu_jax.training.signals import StopRequested
+
+WORDS = "the model reads a row of tokens and learns which one comes next in every document".split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """Phases of one row cannot be divided over the eight devices of the tests."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "make_mesh", lambda config: mesh)
+        yield
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    rng = np.random.default_rng(0)
+    for domain in ("english", "code"):
+        lines = []
+        for _ in range(60):
+            text = " ".join(rng.choice(WORDS, 60))
+            lines.append(json.dumps({"text": text if domain == "english" else f"def {text}:"}))
+        (folder / f"{domain}.jsonl").write_text("\n".join(lines))
+    corpus = CorpusConfig(
+        sources=tuple(
+            SourceConfig(kind="jsonl", path=str(folder / f"{d}.jsonl"), domain=d)
+            for d in ("english", "code")
+        ),
+        bpe=BpeConfig(vocab_size=300),
+        shards=ShardConfig(held_out=0.2),
+    )
+    weights = Mixture({"english": 0.5, "code": 0.25, "math": 0.25})
+    return PretrainConfig(
+        model=preset("debug", vocab_size=300, norm_eps=1e-6),
+        corpus=corpus,
+        corpus_folder=str(folder / "corpus"),
+        mixtures={name: weights for name in ("general", "reasoning", "annealing")},
+        schedule=ScheduleConfig(
+            kind="pangu_ultra", tokens=6000, seq_len=16, batch_rows=8, learning_rate=1e-2,
+            warmup_fraction=0.1,
+        ),
+        held_out=HeldOutConfig(rows=2),
+        train=TrainConfig(
+            log_every=4, eval_every=8, checkpoint_every=8, best_metric="loss", best_mode="min",
+            progress="none",
+            optimizer=OptimizerConfig(b2=0.95, weight_decay=0.1, clip_norm=1.0),
+        ),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    assert experiment.run("train", config, workdir, []) == 0
+    return workdir
+
+
+def final_params(config, workdir):
+    schedule = config.schedule.build()
+    mesh = experiment.make_mesh(config.train.mesh)
+    _, step, params = experiment._params(config, schedule, mesh, workdir, which="latest")
+    return step, params
+
+
+def test_phases_follow_one_another_and_the_loss_falls(config, trained):
+    schedule = config.schedule.build()
+    records = [r for r in read_metrics(trained / "metrics.jsonl") if r["kind"] == "train"]
+    assert records[-1]["step"] == schedule.total_steps
+    for record in records:
+        want = schedule.learning_rate(record["step"] - 1)
+        assert record["values"]["learning_rate"] == pytest.approx(want, rel=1e-4)
+    assert records[-1]["values"]["loss"] < records[0]["values"]["loss"] - 0.5
+    assert records[-1]["values"]["loss_spikes"] == 0
+    statistics = read_statistics(trained / "layer_statistics.jsonl")
+    layers = config.model.num_layers
+    gains = statistics[-1]["gains"]
+    assert set(gains) == {"attn_norm", "post_attn_norm", "mlp_norm", "post_mlp_norm"}
+    assert len(gains["attn_norm"]["mean"]) == layers
+    assert len(statistics[-1]["activations"]["mlp"]["top1"]) == layers
+
+
+def test_the_report_names_every_phase_and_domain(config, trained):
+    text = (trained / "report" / "report.md").read_text()
+    for phase in config.schedule.build().phases:
+        assert f"| {phase.name} |" in text
+    for needle in ("| english |", "| code |", "loss.png", "gain_post_attn_norm.png", "Prompt: "):
+        assert needle in text
+    for image in ("loss.png", "perplexity.png", "activation_residual_top1.png"):
+        assert (trained / "report" / image).stat().st_size > 2000
+
+
+@pytest.mark.parametrize("stop_at", [8, 24])
+def test_interrupted_and_resumed_equals_uninterrupted(config, trained, tmp_path, monkeypatch,
+                                                      stop_at):  # fmt: skip
+    whole = HeldOut.__call__
+
+    def stop(self, params, step):
+        if step == stop_at:
+            raise StopRequested
+        return whole(self, params, step)
+
+    monkeypatch.setattr(HeldOut, "__call__", stop)
+    experiment.run("train", config, tmp_path, [])
+    assert max(Checkpoints(tmp_path / "checkpoints" / "latest", writable=False).steps()) == stop_at
+    monkeypatch.setattr(HeldOut, "__call__", whole)
+    assert experiment.run("train", config, tmp_path, []) == 0
+    step, resumed = final_params(config, tmp_path)
+    want_step, want = final_params(config, trained)
+    assert step == want_step
+    jax.tree.map(np.testing.assert_array_equal, resumed, want)
+    strip = [{k: r[k] for k in ("step", "kind", "values")} for r in
+             read_metrics(tmp_path / "metrics.jsonl")]  # fmt: skip
+    assert strip == [{k: r[k] for k in ("step", "kind", "values")} for r in
+                     read_metrics(trained / "metrics.jsonl")]  # fmt: skip
+
+
+def test_eval_and_generate_take_the_checkpoint(config, trained, capsys):
+    assert experiment.run("eval", config, trained, []) == 0
+    assert "bits_per_byte/english" in capsys.readouterr().out
+    changed = dataclasses.replace(
+        config, generate=dataclasses.replace(config.generate, prompt="the model", max_tokens=8)
+    )
+    assert experiment.run("generate", changed, trained, []) == 0
+    first = capsys.readouterr().out
+    assert "the model" in first
+    experiment.run("generate", changed, trained, [])
+    assert capsys.readouterr().out == first
+
+
+def test_greedy_sampling_equals_the_full_forward_pass(config):
+    model = Decoder(config.model)
+    params = model.init(jax.random.key(1), jnp.zeros((1, 4), jnp.int32))["params"]
+    params = jax.tree.map(lambda x: 3.0 * x, jax.tree.map(
+        lambda x: x, jax.tree_util.tree_map(lambda b: getattr(b, "value", b), params,
+                                            is_leaf=lambda b: hasattr(b, "value"))))  # fmt: skip
+    prompt, want = [5, 17, 200], []
+    for _ in range(6):
+        logits = model.apply({"params": params}, jnp.asarray([prompt + want], jnp.int32))
+        want.append(int(jnp.argmax(logits[0, -1])))
+    got = sample_tokens(config.model, params, prompt, max_tokens=6, eod_id=-1, temperature=0.0)
+    assert got == want
+    stop = want[3]
+    got = sample_tokens(config.model, params, prompt, max_tokens=6, eod_id=stop, temperature=0.0)
+    assert got == want[: want.index(stop)]
+
+
+def test_mistakes_are_named(config, tmp_path):
+    small = dataclasses.replace(config, model=preset("debug", vocab_size=100))
+    schedule = config.schedule.build()
+    with pytest.raises(PretrainError, match="has 300 tokens.*vocab_size=100"):
+        open_corpus(small, schedule)
+    nothing = dataclasses.replace(config, mixtures={"general": config.mixtures["general"]})
+    with pytest.raises(PretrainError, match="mixture 'reasoning'"):
+        open_corpus(nothing, schedule)
+    with pytest.raises(ValueError, match="--mode=predict"):
+        experiment.run("predict", config, tmp_path, [])
+    with pytest.raises(ValueError, match="no tokens"):
+        sample_tokens(config.model, {}, [], max_tokens=2, eod_id=0)
+    with pytest.raises(ValueError, match="ends at 299"):
+        sample_tokens(config.model, {}, [300], max_tokens=2, eod_id=0)
+
+
+def test_the_parts_of_the_mixture_that_are_missing_are_said(config):
+    corpus = open_corpus(config, config.schedule.build())
+    assert corpus.missing["general"] == ["math"]
+    assert corpus.mixtures["general"].weights == pytest.approx({"english": 2 / 3, "code": 1 / 3})
