@@ -24,6 +24,22 @@ TILE = 64
 WIDTHS = (32, 64, 128)
 
 
+def check_supported(x, interpret):
+    """Raises NotImplementedError for a type or a device that WGMMA kernels do not serve."""
+    if x.size == 0:
+        raise NotImplementedError("an empty batch has no tiles")
+    if interpret:
+        return
+    if x.dtype not in (jnp.bfloat16, jnp.float16):
+        raise NotImplementedError(f"{x.dtype} inputs; the kernel takes bfloat16 and float16")
+    if jax.default_backend() == "gpu":
+        capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+        if not capability.startswith("9."):
+            raise NotImplementedError(
+                f"compute capability {capability or 'unknown'}; the kernel needs 9.x (Hopper)"
+            )
+
+
 def swizzled(shape, dtype):
     """Shared memory for 16-bit matrices [..., 64, width] that WGMMA and TMA both understand."""
     swizzle = min(128, shape[-1] * jnp.dtype(dtype).itemsize)
@@ -74,6 +90,12 @@ class Ops:
 
         return pl.run_scoped(compute, self.accumulator(TILE))
 
+    def accumulate(self, total, a, b):
+        """total + a @ b for a register tile `total`."""
+        if self.interpret:
+            return total + jnp.dot(a.astype(jnp.float32), b[...].astype(jnp.float32))
+        return pl.run_state(lambda acc: plgpu.wgmma(acc, a, b))(plgpu.ACC.init(total))
+
     def wait(self):
         if not self.interpret:
             plgpu.wgmma_wait(0)
@@ -81,8 +103,16 @@ class Ops:
     def cast(self, x, layout):
         return x if self.interpret else plgpu.layout_cast(x, layout)
 
-    def full(self, value):
-        return self.cast(jnp.full((TILE, TILE), value), plgpu.Layout.WGMMA)
+    def full(self, value, width=TILE):
+        return self.cast(jnp.full((TILE, width), value), plgpu.Layout.WGMMA)
+
+    def full_rows(self, value):
+        """One value per tile row."""
+        return self.cast(jnp.full((TILE,), value), plgpu.Layout.WGMMA.reduce(1))
+
+    def spread(self, rows, width=TILE):
+        """One value per tile row, as a [64, width] tile."""
+        return lax.broadcast_in_dim(rows, (TILE, width), [0])
 
     def vector(self, ref, axis):
         """Load 64 values of a reference that run along `axis` of a tile, as a [64, 64] tile."""

@@ -42,6 +42,14 @@ def _pallas_tpu():
     return segment_attention_pallas_tpu
 
 
+def _pallas_gpu():
+    try:
+        from pangu_jax.kernels.segment_attention.pallas_gpu import segment_attention_pallas_gpu
+    except ImportError as error:
+        raise NotImplementedError(f"its module cannot be imported here: {error}") from error
+    return segment_attention_pallas_gpu
+
+
 def _interpret():
     from pangu_jax.kernels.segment_attention.pallas_tpu import segment_attention_interpret
 
@@ -54,7 +62,12 @@ def _splash():
     )
 
 
-_TABLE = {"xla": _xla, "pallas_tpu": _pallas_tpu, "interpret": _interpret}
+_TABLE = {
+    "xla": _xla,
+    "pallas_tpu": _pallas_tpu,
+    "pallas_gpu": _pallas_gpu,
+    "interpret": _interpret,
+}
 # What `auto` may choose. The Pallas kernels are correct in interpret mode and compile for their
 # devices, but have never run on one: until they have, they serve on demand only.
 _PROVEN = {"xla": _xla}
@@ -93,8 +106,8 @@ def segment_attention(
       window: how many latest positions are seen, the query's own included; None for all.
       implementation: 'auto', 'xla' (block-wise, no T x S array), 'dense' (the whole map),
         'cudnn' (jax.nn.dot_product_attention on an NVIDIA GPU; one document per row, no
-        positions), 'splash' (not yet), 'pallas_tpu', or 'interpret' (the TPU kernels in interpret
-        mode, for tests).
+        positions), 'splash' (not yet), 'pallas_tpu', 'pallas_gpu', or 'interpret' (the TPU kernels
+        in interpret mode, for tests).
 
     Returns:
       [B, T, N, H] in the type of v; zero for queries that see nothing.

@@ -55,7 +55,7 @@ def silu_attention_pallas_gpu(
       NotImplementedError: for types, head widths or devices the kernel does not serve.
     """
     del packed
-    _check_supported(v, interpret)
+    mosaic_gpu.check_supported(v, interpret)
     spec = common.Spec(
         added=bias == "added",
         semantic=q is not None,
@@ -80,21 +80,6 @@ def silu_attention_pallas_gpu(
         tables["position"] = position_weights
     fixed = (segment_ids, timestamps, query_times)
     return SiluAttentionOutput(*_attention(spec, tensors, tables, fixed))
-
-
-def _check_supported(v, interpret):
-    if v.size == 0:
-        raise NotImplementedError("an empty batch has no tiles")
-    if interpret:
-        return
-    if v.dtype not in (jnp.bfloat16, jnp.float16):
-        raise NotImplementedError(f"{v.dtype} inputs; the kernel takes bfloat16 and float16")
-    if jax.default_backend() == "gpu":
-        capability = str(getattr(jax.devices()[0], "compute_capability", ""))
-        if not capability.startswith("9."):
-            raise NotImplementedError(
-                f"compute capability {capability or 'unknown'}; the kernel needs 9.x (Hopper)"
-            )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -3,9 +3,6 @@ lowering for a TPU, and, where libtpu is installed, compilation for a v5p that i
 
 from __future__ import annotations
 
-import importlib.util
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,13 +89,6 @@ def test_gradient_of_the_gain_is_summed_in_float32():
     np.testing.assert_allclose(pull(jnp.ones_like(x))[0], 4096, rtol=1e-3)
 
 
-# A TPU that is not here: the lowering asks which one it is for.
-V5P = jax.sharding.AbstractMesh(
-    (1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,),
-    abstract_device=jax.sharding.AbstractDevice("TPU v5p", num_cores=1, platform="tpu"),
-)  # fmt: skip
-
-
 def training_call(function, rows, width, dtype):
     def training(*args):
         out, pull = jax.vjp(lambda *a: function(*a, "pallas_tpu"), *args)
@@ -112,9 +102,9 @@ def training_call(function, rows, width, dtype):
 
 @pytest.mark.parametrize("function", [norm, step, step_without_post])
 @pytest.mark.parametrize("width", [576, 2048])
-def test_lowers_for_tpu(function, width):
+def test_lowers_for_tpu(v5p, function, width):
     training, args = training_call(function, (3, 100), width, jnp.bfloat16)
-    with jax.sharding.use_abstract_mesh(V5P):
+    with jax.sharding.use_abstract_mesh(v5p):
         lowered = jax.jit(training).trace(*args).lower(lowering_platforms=("tpu",))
     assert lowered.as_text().count("tpu_custom_call") == 2  # One each way.
 
@@ -129,21 +119,8 @@ def test_what_it_cannot_do_is_said():
 @pytest.mark.tpu_aot
 @pytest.mark.parametrize("function", [norm, step, step_without_post])
 @pytest.mark.parametrize("width", [50, 576, 7680, 16384])
-def test_compiles_ahead_of_time_for_v5p(function, width):
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip('libtpu is not installed; install the extra: pip install ".[aot]"')
-    from jax.experimental import topologies
-
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
-    topology = topologies.get_topology_desc("v5p:2x2x1", platform="tpu")
-    mesh = topologies.make_mesh(topology, (4,), ("data",))
-    whole = jax.sharding.NamedSharding(mesh, jax.P())
+def test_compiles_ahead_of_time_for_v5p(compile_for_v5p, function, width):
     for dtype in (jnp.bfloat16, jnp.float32):
         training, args = training_call(function, (2, 200), width, dtype)
-        mapped = jax.shard_map(
-            training, mesh=mesh, in_specs=jax.P(), out_specs=jax.P(), check_vma=False
-        )
-        compiled = jax.jit(mapped, in_shardings=whole).lower(*args).compile()
-        assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 2
+        text = compile_for_v5p(training, *args)
+        assert text.count('custom_call_target="tpu_custom_call"') == 2

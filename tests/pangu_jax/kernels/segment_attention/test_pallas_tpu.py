@@ -3,9 +3,6 @@ lowering for a TPU, and, where libtpu is installed, compilation for a v5p that i
 
 from __future__ import annotations
 
-import importlib.util
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,12 +136,6 @@ def abstract(batch, length, heads, kv_heads, width, dtype):
     return q, kv, kv, ids, ids
 
 
-# A TPU that is not here: the lowering asks which one it is for.
-V5P = jax.sharding.AbstractMesh(
-    (1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,),
-    abstract_device=jax.sharding.AbstractDevice("TPU v5p", num_cores=1, platform="tpu"),
-)  # fmt: skip
-
 SHAPES = {
     "llama": (2, 4096, 8, 2, 128, jnp.bfloat16),
     "smol": (2, 2048, 9, 3, 64, jnp.bfloat16),
@@ -156,10 +147,10 @@ SHAPES = {
     "name, with_ids, with_positions",
     [("llama", True, True), ("smol", True, False), ("odd", False, False), ("odd", False, True)],
 )
-def test_lowers_for_tpu_without_an_array_of_queries_times_keys(name, with_ids, with_positions):
+def test_lowers_for_tpu_without_an_array_of_queries_times_keys(v5p, name, with_ids, with_positions):
     step = training_step(segment_attention_pallas_tpu, with_ids, with_positions, window=300)
     args = abstract(*SHAPES[name])
-    with jax.sharding.use_abstract_mesh(V5P):
+    with jax.sharding.use_abstract_mesh(v5p):
         text = jax.jit(step).trace(*args).lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("tpu_custom_call") == 3  # Forward, by queries, by keys.
     length = SHAPES[name][1]
@@ -187,20 +178,7 @@ def test_what_it_cannot_do_is_said():
 
 @pytest.mark.tpu_aot
 @pytest.mark.parametrize("name", SHAPES)
-def test_compiles_ahead_of_time_for_v5p(name):
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip('libtpu is not installed; install the extra: pip install ".[aot]"')
-    from jax.experimental import topologies
-
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
-    topology = topologies.get_topology_desc("v5p:2x2x1", platform="tpu")
-    mesh = topologies.make_mesh(topology, (4,), ("data",))
-    whole = jax.sharding.NamedSharding(mesh, jax.P())
-    step = jax.shard_map(
-        training_step(segment_attention_pallas_tpu, with_positions=name == "llama"),
-        mesh=mesh, in_specs=jax.P(), out_specs=jax.P(), check_vma=False,
-    )  # fmt: skip
-    compiled = jax.jit(step, in_shardings=whole).lower(*abstract(*SHAPES[name])).compile()
-    assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 3
+def test_compiles_ahead_of_time_for_v5p(compile_for_v5p, name):
+    step = training_step(segment_attention_pallas_tpu, with_positions=name == "llama")
+    text = compile_for_v5p(step, *abstract(*SHAPES[name]))
+    assert text.count('custom_call_target="tpu_custom_call"') == 3
