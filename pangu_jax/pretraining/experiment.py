@@ -194,12 +194,14 @@ def _report(config, schedule, corpus, workdir) -> None:
 
 
 def _benchmark(config, schedule, corpus, workdir) -> int:
-    from pangu_jax.pretraining.benchmark import time_step
+    from pangu_jax.pretraining.benchmark import time_training
 
     mesh = make_mesh(config.train.mesh)
     batches = corpus.batches(config, schedule, 0, mesh).map(_without_domains)
     model = with_rope_base(config.model, schedule.phases[0].rope_base)
-    row = time_step(model, make_loss(model, config.z_loss), batches, config.train, schedule, mesh)
+    row = time_training(
+        model, make_loss(model, config.z_loss), batches, config.train, schedule, mesh
+    )
     for name, value in row.items():
         _say(f"  {name:28s} {value:,.4g}")
     return 0

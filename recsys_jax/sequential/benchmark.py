@@ -5,60 +5,36 @@ from __future__ import annotations
 import json
 import pathlib
 import statistics
-import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from pangu_jax.parallel.sharding import global_batch, replicated, shardings_for, unbox
+from pangu_jax.parallel.sharding import unbox
 from pangu_jax.training.optimizer import build_optimizer
-from pangu_jax.training.state import create_state
-from pangu_jax.training.step import make_dispatch
+from pangu_jax.training.timing import TIMED, WARM_UP, time_steps
 from recsys_jax.sequential.runs import Run
-
-WARM_UP, TIMED = 2, 8
 
 
 def time_training(one: Run, steps: int = TIMED) -> dict[str, float]:
     """Seconds per step (median, warm), labels and examples per second, compile seconds."""
     batches = iter(one.data.training_batches(one.entry, one.seed))
     host = [next(batches) for _ in range(WARM_UP + steps)]
-    example, mesh = host[0], one.mesh
-    optimizer = build_optimizer(one.train_config.optimizer, one.train_config.steps)
-
-    def create(key):
-        return create_state(lambda k: one.model.init(k, example), optimizer, key)
-
-    key = jax.random.key(one.seed)
-    with jax.set_mesh(mesh):
-        placed = shardings_for(jax.eval_shape(create, key), mesh)
-        state = jax.jit(lambda k: unbox(create(k)), out_shardings=placed)(key)
-        fixed = replicated(mesh)
-        bad = jax.device_put(jnp.int32(-1), fixed)
-        accumulation = one.train_config.grad_accumulation
-        step = jax.jit(
-            make_dispatch(one.model.loss, optimizer, accumulation=accumulation),
-            donate_argnums=0,
-            out_shardings=(placed, fixed, fixed),
-        )
-        seconds, labels, begin = [], [], time.perf_counter()
-        compile_seconds = 0.0
-        for index, batch in enumerate(host):
-            stacked = global_batch({k: v[None] for k, v in batch.items()}, mesh, batch_axis=1)
-            started = time.perf_counter()
-            state, bad, out = step(state, bad, stacked)
-            jax.block_until_ready(out)
-            if index == 0:
-                compile_seconds = time.perf_counter() - begin
-            if index >= WARM_UP:
-                seconds.append(time.perf_counter() - started)
-                name = "positives" if "positives" in batch else "labels"
-                labels.append(int((batch[name] > 0).sum()))
+    config = one.train_config
+    times = time_steps(
+        lambda key: one.model.init(key, host[0]),
+        one.model.loss,
+        host,
+        build_optimizer(config.optimizer, config.steps),
+        one.mesh,
+        seed=one.seed,
+        accumulation=config.grad_accumulation,
+    )
+    name = "positives" if "positives" in host[0] else "labels"
+    labels = sum(int((batch[name] > 0).sum()) for batch in host[WARM_UP:])
     return {
-        "step_seconds": statistics.median(seconds),
-        "labels_per_second": sum(labels) / sum(seconds),
-        "compile_seconds": compile_seconds,
+        "step_seconds": statistics.median(times.seconds),
+        "labels_per_second": labels / sum(times.seconds),
+        "compile_seconds": times.compile_seconds,
     }
 
 
