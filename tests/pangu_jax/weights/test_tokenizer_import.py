@@ -1,0 +1,194 @@
+"""Tokenizers: ids of llama.cpp and SentencePiece, files of Hugging Face, chat templates."""
+
+import json
+import unicodedata
+
+import pytest
+import weight_files as files
+from tokenizers import Tokenizer, models, processors
+
+from pangu_jax.weights import (
+    LoadedTokenizer,
+    SpecialTokens,
+    WeightsError,
+    open_gguf,
+    render_chat,
+    tokenizer_from_gguf,
+    tokenizer_from_hf,
+)
+
+PEER = json.loads((files.FIXTURES / "tokenizers.json").read_text())
+TEXTS = PEER["texts"]
+
+
+def byte_level(writer, pre="smollm", **extra):
+    own = PEER["gpt2"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(own["tokens"])
+    writer.add_token_types(own["token_type"])
+    writer.add_token_merges(own["merges"])
+    for name, value in extra.items():
+        getattr(writer, f"add_{name}")(value)
+
+
+def sentence_piece(writer):
+    own = PEER["llama"]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(own["tokens"])
+    writer.add_token_scores(own["scores"])
+    writer.add_token_types(own["token_type"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+
+
+def load(path, edit):
+    files.write_gguf(path, files.SMALL, {}, edit=edit)
+    return tokenizer_from_gguf(open_gguf(path).metadata)
+
+
+def plain_ids(loaded, text):
+    return loaded.tokenizer.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("pre", sorted(PEER["gpt2"]["ids"]))
+@pytest.mark.parametrize("number", range(len(TEXTS)))
+def test_byte_level_ids_are_those_of_llama_cpp(tmp_path, pre, number):
+    loaded = load(tmp_path / "t.gguf", lambda w: byte_level(w, pre))
+    ids, theirs = plain_ids(loaded, TEXTS[number]), PEER["gpt2"]["ids"][pre][number]
+    composed = unicodedata.normalize("NFC", TEXTS[number])
+    if pre == "qwen2" and composed != TEXTS[number]:
+        # Qwen2's own tokenizer composes characters first; llama.cpp leaves that step out.
+        assert ids == plain_ids(loaded, composed) != theirs
+    else:
+        assert ids == theirs
+
+
+def test_fixture_tells_the_pre_tokenizers_apart():
+    ids = [json.dumps(per) for per in PEER["gpt2"]["ids"].values()]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("number", range(len(TEXTS)))
+def test_sentence_piece_ids(tmp_path, number):
+    loaded = load(tmp_path / "t.gguf", sentence_piece)
+    ids = plain_ids(loaded, TEXTS[number])
+    assert ids == PEER["llama"]["ids"][number] == PEER["llama"]["sentencepiece"][number]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pieces"])
+def test_text_comes_back(tmp_path, kind):
+    edit = sentence_piece if kind == "pieces" else (lambda w: byte_level(w, "smollm"))
+    loaded = load(tmp_path / "t.gguf", edit)
+    for text in TEXTS:
+        back = loaded.tokenizer.decode(plain_ids(loaded, text), skip_special_tokens=False)
+        assert back == text
+
+
+def test_special_tokens_and_bos(tmp_path):
+    loaded = load(
+        tmp_path / "t.gguf",
+        lambda w: byte_level(w, bos_token_id=1, eos_token_id=2, pad_token_id=0, add_bos_token=True),
+    )
+    assert loaded.special == SpecialTokens(bos=1, eos=2, pad=0, add_bos=True)
+    assert loaded.tokenizer.encode("a").ids == [1, *plain_ids(loaded, "a")]
+    assert plain_ids(loaded, "<|im_end|>") == [2]
+    loaded.tokenizer.encode_special_tokens = True
+    assert len(plain_ids(loaded, "<|im_end|>")) > 1
+    pieces = load(tmp_path / "p.gguf", sentence_piece)
+    assert pieces.special.add_bos and pieces.tokenizer.encode("a").ids[0] == 1
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (lambda w: None, "carries no tokenizer"),
+        (lambda w: byte_level(w, "deepseek-r1-qwen"), "pre='deepseek-r1-qwen' is unknown; read"),
+        (
+            lambda w: (w.add_tokenizer_model("bert"), w.add_token_list(["a"])),
+            "model='bert' is unknown",
+        ),
+        (lambda w: (w.add_tokenizer_model("gpt2"), w.add_token_list(["a"])), "carries no merges"),
+        (lambda w: (w.add_tokenizer_model("llama"), w.add_token_list(["a"])), "carries no scores"),
+    ],
+)
+def test_what_is_not_read(tmp_path, edit, message):
+    with pytest.raises(WeightsError, match=message):
+        load(tmp_path / "t.gguf", edit)
+
+
+def hf_folder(path, settings=None, template=None):
+    tokenizer = Tokenizer(models.WordLevel({"[B]": 0, "[E]": 1, "a": 2, "?": 3}, unk_token="?"))
+    tokenizer.add_special_tokens(["[B]", "[E]"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[B] $A", special_tokens=[("[B]", 0)]
+    )
+    path.mkdir()
+    tokenizer.save(str(path / "tokenizer.json"))
+    if settings is not None:
+        (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    if template is not None:
+        (path / "chat_template.jinja").write_text(template)
+    return path
+
+
+def test_hugging_face_folder(tmp_path):
+    settings = {
+        "bos_token": "[B]",
+        "eos_token": {"content": "[E]", "special": True},
+        "pad_token": None,
+        "chat_template": [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}],
+    }
+    loaded = tokenizer_from_hf(hf_folder(tmp_path / "m", settings))
+    assert loaded.special == SpecialTokens(bos=0, eos=1, add_bos=True, chat_template="d")
+    assert loaded.tokenizer.encode("a").ids == [0, 2]
+    beside = tokenizer_from_hf(hf_folder(tmp_path / "n", settings, template="file"))
+    assert beside.special.chat_template == "file"
+    assert tokenizer_from_hf(hf_folder(tmp_path / "o")).special == SpecialTokens()
+
+
+def test_hugging_face_errors(tmp_path):
+    with pytest.raises(WeightsError, match="There is no .*tokenizer.json"):
+        tokenizer_from_hf(tmp_path)
+    with pytest.raises(WeightsError, match=r"eos_token '\[X\]' is not in tokenizer.json"):
+        tokenizer_from_hf(hf_folder(tmp_path / "m", {"eos_token": "[X]"}))
+    (tmp_path / "m" / "tokenizer.json").write_text("{}")
+    with pytest.raises(WeightsError, match="is not a tokenizer.json"):
+        tokenizer_from_hf(tmp_path / "m")
+
+
+def chat(template, messages=({"role": "user", "content": "Grüß <b>"},), **options):
+    tokenizer = Tokenizer(models.WordLevel({"[B]": 0, "[E]": 1}, unk_token="[E]"))
+    special = SpecialTokens(bos=0, eos=1, chat_template=template)
+    return render_chat(LoadedTokenizer(tokenizer, special), messages, **options)
+
+
+def test_chat_template():
+    template = (
+        "{{ bos_token }}{% for m in messages %}\n"
+        "  {% if m.role == 'system' %}{% continue %}{% endif %}\n"
+        "[{{ m['role'] }}]{{ m['content'] | trim }}{{ eos_token }}\n"
+        "{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}{{ mood }}"
+    )
+    messages = [{"role": "system", "content": "x"}, {"role": "user", "content": " Grüß <b> "}]
+    text = chat(template, messages, tools=[{"name": "ü&"}], mood="!")
+    assert text == '[B][user]Grüß <b>[E]\n[{"name": "ü&"}][assistant]!'
+    assert chat(template, messages, add_generation_prompt=False) == "[B][user]Grüß <b>[E]\n"
+
+
+@pytest.mark.parametrize(
+    "template, message",
+    [
+        (None, "no chat template"),
+        ("{{ raise_exception('roles must alternate') }}", "refuses .*roles must alternate"),
+        ("{% for %}", "refuses"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "not allowed|refuses"),
+        ("{{ messages.append(1) }}", "not allowed|refuses"),
+        ("{{ cycler.__init__.__globals__.os.getcwd() }}", "not allowed|refuses"),
+    ],
+)
+def test_chat_templates_that_are_refused(template, message):
+    with pytest.raises(WeightsError, match=message):
+        chat(template)
