@@ -52,6 +52,31 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processe
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number, from 0.")
 
 
+def _argument(argv: list[str], name: str) -> str | None:
+    """Value of a flag in `argv`, before absl has parsed it; the last one counts."""
+    value = None
+    for index, argument in enumerate(argv):
+        if argument.lstrip("-") == name and argument.startswith("-") and index + 1 < len(argv):
+            value = argv[index + 1]
+        elif argument.startswith((f"--{name}=", f"-{name}=")):
+            value = argument.partition("=")[2]
+    return value
+
+
+def _stored_config(argv: list[str]):
+    """The configuration a run was made with, where `argv` asks for another mode of it by its
+    --workdir alone; None otherwise."""
+    import json
+
+    from pangu_jax.config.flags import stored_config_dict
+
+    workdir, mode = _argument(argv, "workdir"), _argument(argv, "mode")
+    if workdir is None or mode in (None, "train") or _argument(argv, "config") is not None:
+        return None
+    stored = pathlib.Path(workdir) / "config.json"
+    return stored_config_dict(json.loads(stored.read_text())) if stored.exists() else None
+
+
 def _define_config_flag(argv: list[str]) -> None:
     """Defines --config, after checking the file, the variant and every override in `argv`.
 
@@ -63,12 +88,12 @@ def _define_config_flag(argv: list[str]) -> None:
     from pangu_jax.config import catalogue
     from pangu_jax.config.flags import check_overrides
 
-    chosen = str(ROOT / DEFAULT_CONFIG)
-    for index, argument in enumerate(argv):
-        if argument in ("--config", "-config") and index + 1 < len(argv):
-            chosen = argv[index + 1]
-        elif argument.startswith(("--config=", "-config=")):
-            chosen = argument.partition("=")[2]
+    stored = _stored_config(argv)
+    if stored is not None:
+        check_overrides(stored, argv)
+        config_flags.DEFINE_config_dict("config", stored, "Of the work directory.")
+        return
+    chosen = _argument(argv, "config") or str(ROOT / DEFAULT_CONFIG)
     catalogue.check(ROOT, chosen)
     if not pathlib.Path(chosen.partition(":")[0]).exists():
         chosen = str(ROOT / chosen)  # relative to the checkout, from any folder
@@ -90,25 +115,6 @@ def _config_name() -> str:
     return f"{name}-{variant}" if variant else name
 
 
-def _stored_or_given_config(workdir: pathlib.Path):
-    """The flag's config; for eval and predict without --config, the one the run was made with."""
-    import json
-
-    from ml_collections import config_flags
-
-    stored = workdir / "config.json"
-    if _MODE.value == "train" or flags.FLAGS["config"].present or not stored.exists():
-        return flags.FLAGS.config.to_dict()
-    config = json.loads(stored.read_text())
-    for key, value in config_flags.get_override_values(flags.FLAGS["config"]).items():
-        *parents, last = key.split(".")
-        node = config
-        for parent in parents:
-            node = node[parent]
-        node[last] = value
-    return config
-
-
 def main(argv: list[str]) -> int:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # the checkpoint library reports every step of its own
@@ -120,7 +126,7 @@ def main(argv: list[str]) -> int:
         catalogue.print_catalogue(ROOT)
         return 0
     workdir = pathlib.Path(_WORKDIR.value or ROOT / "runs" / _config_name())
-    config = _stored_or_given_config(workdir)
+    config = flags.FLAGS.config.to_dict()
     module = EXPERIMENTS.get(config.get("experiment"))
     if module is None:
         raise SystemExit(

@@ -44,6 +44,17 @@ def _plain_config_dict(values: Mapping[str, Any]) -> ConfigDict:
     return out
 
 
+def stored_config_dict(values: Mapping[str, Any]) -> ConfigDict:
+    """A run's config.json as a ConfigDict whose values can be overridden on the command line."""
+
+    def tuples(value):
+        if isinstance(value, Mapping):
+            return {key: tuples(item) for key, item in value.items()}
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    return _plain_config_dict(tuples(values))
+
+
 def _inner_type(hint: Any) -> type:
     """X of an annotation X | None."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
