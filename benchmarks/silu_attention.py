@@ -13,13 +13,13 @@ means something only on a CPU. On a GPU or TPU give `--repeats=30` or more.
 from __future__ import annotations
 
 import json
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from pangu_jax.kernels.timing import matmul_tflops, measure
 from recsys_jax.kernels.silu_attention import silu_attention
 from recsys_jax.kernels.silu_attention.arg_specs import CONFIGS, ArgSpec, by_name
 from recsys_jax.kernels.silu_attention.output import SiluAttentionOutput
@@ -60,28 +60,6 @@ def naive(q, k, v, *, segment_ids, position_weights, time_weights, timestamps, q
         jnp.einsum("bij,bjhd->bihd", times * mask, v),
         jnp.einsum("bij,bjhd->bihd", positions * mask, v),
     )
-
-
-def measure(function, *args):
-    """Fastest wall and processor time of a call, and the time of the first, in milliseconds."""
-    begin = time.perf_counter()
-    jax.block_until_ready(function(*args))
-    first = time.perf_counter() - begin
-    wall, cpu = [], []
-    for _ in range(_REPEATS.value):
-        begin, begin_cpu = time.perf_counter(), time.process_time()
-        jax.block_until_ready(function(*args))
-        wall.append(time.perf_counter() - begin)
-        cpu.append(time.process_time() - begin_cpu)
-    return min(wall) * 1e3, min(cpu) * 1e3, first * 1e3
-
-
-def ceiling(dtype):
-    """Rate of a square product of random numbers, in TFLOP/s."""
-    size = 2048 if jax.default_backend() == "cpu" else 8192
-    x = jax.random.normal(jax.random.key(0), (size, size), dtype)
-    wall, _, _ = measure(jax.jit(lambda x: x @ x), x)
-    return 2 * size**3 / wall / 1e9
 
 
 def inputs(spec: ArgSpec, dtype):
@@ -130,7 +108,7 @@ def run(spec, bias, implementation, dtype, top):
         flops = spec.matmul_flops(bias)
         if mode == "training":
             flops += spec.matmul_flops(bias, backward=True)
-        wall, cpu, first = measure(jax.jit(step), differentiable)
+        wall, cpu, first = measure(jax.jit(step), differentiable, repeats=_REPEATS.value)
         rate = flops / wall / 1e9
         yield {
             'config': spec.name, 'batch': spec.batch, 'n': spec.n, 'heads': spec.heads,
@@ -144,7 +122,7 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     dtype = jnp.bfloat16 if _DTYPE.value == "bf16" else jnp.float32
-    top = ceiling(dtype)
+    top = matmul_tflops(dtype, _REPEATS.value)
     device = jax.devices()[0].device_kind
     print(json.dumps({"device": device, "jax": jax.__version__, "matmul_tflops": round(top, 3)}))
     for spec, bias, implementation in cases():

@@ -1,0 +1,121 @@
+"""Speed of segment attention: each implementation, forward and training, against the matmul rate.
+
+    python benchmarks/segment_attention.py --configs=smol --lengths=512 --batch=1
+    python benchmarks/segment_attention.py --configs=mha,gqa,narrow --dtype=bf16 --repeats=30 \
+        --documents=1 --implementations=cudnn,xla,pallas_gpu
+    python benchmarks/segment_attention.py --configs=mha,gqa --dtype=bf16 --repeats=30 \
+        --documents=1,8 --implementations=xla,pallas_gpu
+
+One JSON line per measurement on stdout. `tflops` counts the products of the visible pairs alone,
+4 H per pair and head forward, 2.5 times as much more backward; `share` divides it by the rate of a
+large square product in the same type, measured in the same run. --documents=1 gives rows of one
+document without ids, which is what cuDNN serves; more gives packed documents of equal length.
+"""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from pangu_jax.kernels.segment_attention import segment_attention
+from pangu_jax.kernels.timing import matmul_tflops, measure
+
+# Batch, length, query heads, key-value heads, head width. The first three are shapes of published
+# measurements on Hopper GPUs.
+CONFIGS = {
+    "mha": (4, 4096, 16, 16, 128),
+    "gqa": (32, 4096, 32, 8, 128),
+    "narrow": (2, 8192, 32, 32, 64),
+    "smol": (4, 2048, 9, 3, 64),
+}
+
+_CONFIGS = flags.DEFINE_list("configs", ["smol"], f"Of {', '.join(CONFIGS)}.")
+_LENGTHS = flags.DEFINE_list("lengths", [], "Positions, in place of the configs' own.")
+_BATCH = flags.DEFINE_integer("batch", 0, "Rows, in place of the configs' own; 0 keeps those.")
+_DOCUMENTS = flags.DEFINE_list("documents", ["1", "4"], "Documents packed into a row.")
+_IMPLEMENTATIONS = flags.DEFINE_list(
+    "implementations", ["dense", "xla"],
+    "Of dense, xla, cudnn, splash, pallas_gpu, pallas_tpu, auto.",
+)  # fmt: skip
+_DTYPE = flags.DEFINE_enum("dtype", "f32", ["f32", "bf16"], "Type of q, k, v.")
+_REPEATS = flags.DEFINE_integer("repeats", 7, "Timed calls; the fastest counts.", lower_bound=1)
+
+
+def inputs(shape, documents, dtype):
+    """(q, k, v, ids or None, visible pairs of the batch)."""
+    batch, length, heads, kv_heads, width = shape
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (
+        jax.random.normal(key, (batch, length, n, width), dtype)
+        for key, n in zip(keys, (heads, kv_heads, kv_heads), strict=True)
+    )
+    lengths = np.diff(np.linspace(0, length, documents + 1).astype(int))
+    pairs = batch * int(sum(n * (n + 1) // 2 for n in lengths))
+    if documents == 1:
+        return q, k, v, None, pairs
+    row = np.repeat(np.arange(1, documents + 1, dtype=np.int32), lengths)
+    return q, k, v, jnp.asarray(np.tile(row, (batch, 1))), pairs
+
+
+def run(name, shape, documents, implementation, dtype, top):
+    """The two measurements of a case, as dictionaries."""
+    q, k, v, ids, pairs = inputs(shape, documents, dtype)
+    batch, length, heads, kv_heads, width = shape
+
+    def forward(q, k, v):
+        return segment_attention(
+            q, k, v, q_segment_ids=ids, kv_segment_ids=ids, scale=width**-0.5,
+            implementation=implementation,
+        )  # fmt: skip
+
+    def training(q, k, v):
+        out, pull = jax.vjp(forward, q, k, v)
+        return out, pull(out)
+
+    for mode, step, factor in (("forward", forward, 1.0), ("training", training, 3.5)):
+        timing = measure(jax.jit(step), q, k, v, repeats=_REPEATS.value)
+        rate = 4 * width * heads * pairs * factor / timing.wall / 1e9
+        yield {
+            'config': name, 'batch': batch, 'length': length, 'heads': heads,
+            'kv_heads': kv_heads, 'width': width, 'documents': documents, 'mode': mode,
+            'implementation': implementation, 'dtype': str(jnp.dtype(dtype)),
+            'ms': round(timing.wall, 3), 'cpu_ms': round(timing.cpu, 3),
+            'first_call_ms': round(timing.first), 'tflops': round(rate, 4),
+            'share': round(rate / top, 4),
+        }  # fmt: skip
+
+
+def cases():
+    """Every (config name, shape, documents, implementation) asked for."""
+    for name in _CONFIGS.value:
+        if name not in CONFIGS:
+            raise app.UsageError(f"--configs={name} is unknown; allowed are {', '.join(CONFIGS)}.")
+        batch, length, *rest = CONFIGS[name]
+        for n in [int(x) for x in _LENGTHS.value] or [length]:
+            for documents in map(int, _DOCUMENTS.value):
+                for implementation in _IMPLEMENTATIONS.value:
+                    yield name, (_BATCH.value or batch, n, *rest), documents, implementation
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    dtype = jnp.bfloat16 if _DTYPE.value == "bf16" else jnp.float32
+    top = matmul_tflops(dtype, _REPEATS.value)
+    device = jax.devices()[0].device_kind
+    print(json.dumps({"device": device, "jax": jax.__version__, "matmul_tflops": round(top, 3)}))
+    for case in cases():
+        try:
+            for row in run(*case, dtype, top):
+                print(json.dumps(row), flush=True)
+        except NotImplementedError as error:
+            row = {"config": case[0], "implementation": case[3], "skipped": str(error)}
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)
