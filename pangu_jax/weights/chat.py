@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pangu_jax.weights.errors import WeightsError
+from pangu_jax.weights.errors import WeightsError, require
 from pangu_jax.weights.tokenizer_import import LoadedTokenizer
 
 
@@ -36,9 +36,7 @@ def render_chat(
       WeightsError: no template, a template that is broken, refuses these messages or does what
         the sandbox forbids.
     """
-    from jinja2 import TemplateError
-    from jinja2.exceptions import SecurityError
-
+    jinja2 = require("jinja2")
     special = loaded.special
     if special.chat_template is None:
         raise WeightsError("This tokenizer has no chat template; write the prompt as plain text.")
@@ -58,9 +56,9 @@ def render_chat(
             unk_token=text(special.unk),
             **variables,
         )
-    except SecurityError as error:
+    except jinja2.exceptions.SecurityError as error:
         raise WeightsError(f"The chat template does what is not allowed: {error}") from error
-    except (TemplateError, TypeError) as error:
+    except (jinja2.TemplateError, TypeError) as error:
         raise WeightsError(f"The chat template refuses these messages: {error}") from error
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pangu_jax.models.config import DecoderConfig, RopeScaling
+from pangu_jax.models.config import DecoderConfig, ModelConfigError, RopeScaling
 from pangu_jax.models.rope import rope_frequencies
 from pangu_jax.weights.errors import WeightsError
 
@@ -99,24 +99,27 @@ def config_from_gguf(
     if embedding is None:
         raise WeightsError(f"{source} lacks the tensor token_embd.weight: it is incomplete.")
     base = _short(metadata.own("rope.freq_base", 10_000.0))
-    return DecoderConfig(
-        vocab_size=int(embedding[0]),
-        num_layers=int(metadata.need("block_count")),
-        hidden_dim=hidden,
-        mlp_dim=_one(metadata, "feed_forward_length"),
-        num_heads=heads,
-        num_kv_heads=_one(metadata, "attention.head_count_kv", heads),
-        head_dim=head_dim,
-        norm_eps=_short(metadata.need("attention.layer_norm_rms_epsilon")),
-        rope_base=base,
-        rope_scaling=_scaling(metadata, head_dim, base, rope_factors),
-        qkv_bias="blk.0.attn_q.bias" in shapes,
-        out_bias="blk.0.attn_output.bias" in shapes,
-        qk_norm=metadata.architecture == "qwen3",
-        tie_embeddings="output.weight" not in shapes,
-        init="traditional",
-        embedding_std=0.02,  # matters only to who trains such a model from scratch
-    )
+    try:
+        return DecoderConfig(
+            vocab_size=int(embedding[0]),
+            num_layers=int(metadata.need("block_count")),
+            hidden_dim=hidden,
+            mlp_dim=_one(metadata, "feed_forward_length"),
+            num_heads=heads,
+            num_kv_heads=_one(metadata, "attention.head_count_kv", heads),
+            head_dim=head_dim,
+            norm_eps=_short(metadata.need("attention.layer_norm_rms_epsilon")),
+            rope_base=base,
+            rope_scaling=_scaling(metadata, head_dim, base, rope_factors),
+            qkv_bias="blk.0.attn_q.bias" in shapes,
+            out_bias="blk.0.attn_output.bias" in shapes,
+            qk_norm=metadata.architecture == "qwen3",
+            tie_embeddings="output.weight" not in shapes,
+            init="traditional",
+            embedding_std=0.02,  # matters only to who trains such a model from scratch
+        )
+    except ModelConfigError as error:
+        raise WeightsError(f"{source}: {error}") from error
 
 
 def _one(metadata: Metadata, key: str, default: int | None = None) -> int:

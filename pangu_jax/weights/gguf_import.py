@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from pangu_jax.models.config import DecoderConfig
 from pangu_jax.parallel.sharding import DEFAULT_RULES, Rules
 from pangu_jax.weights.assemble import assemble, check_dtype
-from pangu_jax.weights.errors import WeightsError
+from pangu_jax.weights.errors import WeightsError, require
 from pangu_jax.weights.gguf_config import (
     ROPE_FACTORS,
     TENSOR_NAMES,
@@ -72,13 +72,12 @@ def open_gguf(path: str | os.PathLike) -> GgufFile:
     Raises:
       WeightsError: no such file, no GGUF, truncated, one part of several, unknown architecture.
     """
-    from gguf import GGUFReader
-
+    gguf = require("gguf")
     source = os.fspath(path)
     if not Path(path).is_file():
         raise WeightsError(f"There is no file {source}.")
     try:
-        reader = GGUFReader(source)
+        reader = gguf.GGUFReader(source)
     except Exception as error:  # whatever the reader stumbles over in a damaged file
         raise WeightsError(
             f"{source} is truncated or no GGUF file ({type(error).__name__}: {error}); "

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pangu_jax.models.config import DecoderConfig, RopeScaling
+from pangu_jax.models.config import DecoderConfig, ModelConfigError, RopeScaling
 from pangu_jax.weights.errors import WeightsError
 
 PANGU = "PanguEmbeddedForCausalLM"
@@ -83,30 +83,36 @@ def config_from_hf(values: Mapping[str, Any], source: str) -> DecoderConfig:
     pangu = architecture == PANGU
     bias = bool(values.get("attention_bias", False) or (pangu and values.get("bias", False)))
     sandwich = pangu and bool(values.get("sandwich_norm", False))
-    own = {key: values["pangu_jax"][key] for key in _OWN if key in values.get("pangu_jax", {})}
+    own = values.get("pangu_jax")
+    own = {key: own[key] for key in _OWN if key in own} if isinstance(own, Mapping) else {}
     if own.get("norm_scheme", "pre_ln") == "pre_ln" or not sandwich:
         # Sandwich and DSSN differ in how they start, not in what they compute.
         own["norm_scheme"] = "dssn" if sandwich else "pre_ln"
     if "embedding_std" not in own and "initializer_range" in values:
         own["embedding_std"] = float(values["initializer_range"])
     base, scaling = _rope(values, source)
-    return DecoderConfig(
-        vocab_size=need("vocab_size"),
-        num_layers=need("num_hidden_layers"),
-        hidden_dim=need("hidden_size"),
-        mlp_dim=need("intermediate_size"),
-        num_heads=heads,
-        num_kv_heads=values.get("num_key_value_heads") or heads,
-        head_dim=values.get("head_dim") or need("hidden_size") // heads,
-        norm_eps=float(need("rms_norm_eps")),
-        rope_base=base,
-        rope_scaling=scaling,
-        qkv_bias=bias or architecture == "Qwen2ForCausalLM",
-        out_bias=bias and architecture != "Qwen2ForCausalLM",
-        qk_norm=architecture == "Qwen3ForCausalLM",
-        tie_embeddings=bool(values.get("tie_word_embeddings", False)),
-        **({"init": "traditional"} | own),
-    )
+    try:
+        return DecoderConfig(
+            vocab_size=need("vocab_size"),
+            num_layers=need("num_hidden_layers"),
+            hidden_dim=need("hidden_size"),
+            mlp_dim=need("intermediate_size"),
+            num_heads=heads,
+            num_kv_heads=values.get("num_key_value_heads") or heads,
+            head_dim=values.get("head_dim") or need("hidden_size") // heads,
+            norm_eps=float(need("rms_norm_eps")),
+            rope_base=base,
+            rope_scaling=scaling,
+            qkv_bias=bias or architecture == "Qwen2ForCausalLM",
+            out_bias=bias and architecture != "Qwen2ForCausalLM",
+            qk_norm=architecture == "Qwen3ForCausalLM",
+            tie_embeddings=bool(values.get("tie_word_embeddings", False)),
+            **({"init": "traditional"} | own),
+        )
+    except TypeError as error:
+        raise WeightsError(f"{source}: a value has the wrong type ({error}).") from error
+    except ModelConfigError as error:
+        raise WeightsError(f"{source}: {error}") from error
 
 
 def config_to_hf(config: DecoderConfig, *, dtype: str, max_length: int) -> dict[str, Any]:

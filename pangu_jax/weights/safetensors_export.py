@@ -14,7 +14,7 @@ import numpy as np
 from pangu_jax.models.config import DecoderConfig
 from pangu_jax.parallel.sharding import unbox
 from pangu_jax.weights.assemble import DTYPES, check_dtype
-from pangu_jax.weights.errors import WeightsError
+from pangu_jax.weights.errors import WeightsError, require
 from pangu_jax.weights.hf_config import config_to_hf, tensor_names
 from pangu_jax.weights.mapping import MappedTensor, map_tensors
 from pangu_jax.weights.safetensors_import import INDEX
@@ -71,8 +71,7 @@ def export_safetensors(
 
 
 def _write_shards(folder, flat, shards, wanted) -> None:
-    from safetensors.numpy import save_file
-
+    save_file = require("safetensors.numpy").save_file
     where, total = {}, 0
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"

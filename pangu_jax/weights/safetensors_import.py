@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from pangu_jax.models.config import DecoderConfig
 from pangu_jax.parallel.sharding import DEFAULT_RULES, Rules
 from pangu_jax.weights.assemble import DTYPES, assemble, check_dtype
-from pangu_jax.weights.errors import WeightsError
+from pangu_jax.weights.errors import WeightsError, require
 from pangu_jax.weights.hf_config import config_from_hf, tensor_names
 from pangu_jax.weights.mapping import MappedTensor, check_inventory, map_tensors
 
@@ -30,15 +30,14 @@ class _Tensors:
     """All tensors of a directory by name; files stay mapped until `stack` closes."""
 
     def __init__(self, folder: Path, stack: contextlib.ExitStack):
+        library = require("safetensors")
         self._files: dict[str, Any] = {}
         self._where: dict[str, str] = {}
-        from safetensors import SafetensorError, safe_open
-
         listed = _index(folder)
         for name in sorted(set(listed.values())) if listed else _lone_files(folder):
             try:
-                opened = stack.enter_context(safe_open(folder / name, framework="numpy"))
-            except (SafetensorError, OSError) as error:
+                opened = stack.enter_context(library.safe_open(folder / name, "numpy"))
+            except (library.SafetensorError, OSError) as error:
                 raise WeightsError(
                     f"{folder / name} is missing, truncated or no safetensors file ({error}); "
                     "fetch it again."

@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pangu_jax.weights.errors import WeightsError
+from pangu_jax.weights.errors import WeightsError, require
 from pangu_jax.weights.gguf_config import Metadata
 from pangu_jax.weights.safetensors_import import read_json
 
@@ -59,6 +59,7 @@ def tokenizer_from_gguf(metadata: Metadata) -> LoadedTokenizer:
     Raises:
       WeightsError: no tokenizer in the file, or one of an unknown kind.
     """
+    require("tokenizers")
     source = metadata.source
 
     def get(key, default=None):
@@ -98,14 +99,13 @@ def tokenizer_from_hf(folder: str | Path) -> LoadedTokenizer:
       WeightsError: no tokenizer.json, one that the library cannot read, or a special token that
         the vocabulary lacks.
     """
-    from tokenizers import Tokenizer
-
+    tokenizers = require("tokenizers")
     folder = Path(folder)
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise WeightsError(f"There is no {path}.")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise WeightsError(f"{path} is not a tokenizer.json: {error}") from error
     beside = folder / "tokenizer_config.json"

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -138,8 +141,11 @@ def test_dtype_on_the_way_in_and_out(tmp_path):
 
 
 def test_boxed_sharded_jax_parameters_go_out_and_come_back(tmp_path):
-    init = jax.jit(Decoder(BASE).init)
-    params = init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    boxes = jax.eval_shape(Decoder(BASE).init, jax.random.key(0), tokens)["params"]
+    params = jax.tree.map(
+        lambda value, box: box.replace_boxed(value), files.random_params(BASE), boxes
+    )
     folder = export_safetensors(BASE, params, tmp_path / "m")
     config, plain = import_safetensors(folder)
     mesh = make_mesh(MeshConfig(data=4, model=2))
@@ -149,8 +155,7 @@ def test_boxed_sharded_jax_parameters_go_out_and_come_back(tmp_path):
     again = export_safetensors(config, placed, tmp_path / "again")
     name = "model.safetensors"
     assert (again / name).read_bytes() == (folder / name).read_bytes()
-    tokens = [[1, 5, 7, 2]]
-    np.testing.assert_array_equal(apply(config, plain, tokens), apply(config, params, tokens))
+    jax.tree.map(np.testing.assert_array_equal, plain, files.random_params(BASE))
 
 
 def test_tied_head_may_be_stored_but_must_be_the_embedding(tmp_path):
@@ -232,6 +237,9 @@ def test_index_with_a_file_that_is_not_there(tmp_path, name, message):
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_type='yarn'"),
         ({"num_hidden_layers": None}, "lacks the key 'num_hidden_layers'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"num_attention_heads": 3}, "num_heads=3 must be a multiple of num_kv_heads=2"),
+        ({"vocab_size": "many"}, "a value has the wrong type"),
+        ({"pangu_jax": {"init": "zeros"}}, "init='zeros' is not one of"),
     ],
 )
 def test_configurations_that_are_not_read(tmp_path, change, message):
@@ -283,3 +291,70 @@ def test_failed_write_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         export_safetensors(BASE, files.random_params(BASE), tmp_path / "m")
     assert not list(tmp_path.iterdir())
+
+
+def test_openpangu_7b_has_two_norms_and_four_biases(tmp_path):
+    """Its published configuration: bias for q, k, v and o, no sandwich_norm."""
+    shapes = PEER["models"]["llama_tied_bias"]["shapes"]
+    values = PEER["models"]["llama_tied_bias"]["config"] | {
+        "architectures": ["PanguEmbeddedForCausalLM"], "attention_bias": None, "bias": True,
+    }  # fmt: skip
+    tensors = {key: files.values(key, shape) for key, shape in shapes.items()}
+    config, params = import_safetensors(files.write_hf(tmp_path / "m", values, tensors))
+    assert (config.norm_scheme, config.qkv_bias, config.out_bias) == ("pre_ln", True, True)
+    want = np.array(PEER["models"]["llama_tied_bias"]["logits"], np.float32)
+    got = apply(config, params, PEER["models"]["llama_tied_bias"]["tokens"])
+    np.testing.assert_allclose(got, want, atol=2e-5, rtol=2e-5)
+
+
+def test_layers_of_different_types_become_the_wider_one(tmp_path):
+    key = "model.layers.{}.input_layernorm.weight"
+
+    def narrow(tensors):
+        tensors[key.format(0)] = tensors[key.format(0)].astype(ml_dtypes.bfloat16)
+
+    folder = peer_folder(tmp_path / "m", "llama", narrow)
+    scale = import_safetensors(folder)[1]["layers"]["attn_norm"]["scale"]
+    assert scale.dtype == np.float32
+    np.testing.assert_array_equal(scale[1], files.values(key.format(1), (16,)))
+    np.testing.assert_array_equal(
+        scale[0], files.values(key.format(0), (16,)).astype(ml_dtypes.bfloat16).astype("f4")
+    )
+
+
+def test_peak_of_memory(tmp_path):
+    """Import: the parameters and one tensor. Export: two copies of a shard (its arrays and the
+    library's buffer), never of the model."""
+    config = dataclasses.replace(
+        BASE, num_layers=16, hidden_dim=256, mlp_dim=512, num_heads=8, head_dim=32, vocab_size=512
+    )
+    params = files.random_params(config)
+    size, shard = 4 * config.num_parameters(), 3 << 20
+    assert size > 8 * shard
+    export_safetensors(config, params, tmp_path / "warm")
+    tracemalloc.start()
+    try:
+        folder = export_safetensors(config, params, tmp_path / "m", max_shard_bytes=shard)
+        exported = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        back = import_safetensors(folder)[1]
+        now, imported = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert shard < exported < 2.5 * shard
+    assert now > 0.95 * size and len(back) == 4
+    assert imported < 1.3 * size
+
+
+def test_core_import_needs_no_optional_package():
+    code = (
+        "import sys, pangu_jax.weights as w\n"
+        "bad = {'gguf', 'safetensors', 'tokenizers', 'jinja2', 'torch'} & set(sys.modules)\n"
+        "assert not bad, bad\n"
+        "sys.modules['gguf'] = None\n"
+        "try: w.open_gguf('x')\n"
+        "except w.WeightsError as error: print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "run `pip install gguf`" in run.stdout

@@ -6,12 +6,18 @@ import json
 import pathlib
 import sys
 
-import gguf
 import numpy as np
-from gguf.quants import quantize
-from safetensors.numpy import save_file
+import pytest
 
 from pangu_jax.models import preset
+
+# Module-wide: whoever imports this file is skipped where an optional package is absent.
+for _package in ("gguf", "safetensors", "tokenizers", "jinja2"):
+    pytest.importorskip(_package)
+
+import gguf  # noqa: E402
+from gguf.quants import quantize  # noqa: E402
+from safetensors.numpy import save_file  # noqa: E402
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 sys.path.insert(0, str(FIXTURES))
