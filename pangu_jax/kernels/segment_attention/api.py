@@ -57,9 +57,9 @@ def _interpret():
 
 
 def _splash():
-    raise NotImplementedError(
-        "the TPU splash kernel of jax.experimental.pallas.ops.tpu is not connected yet"
-    )
+    from pangu_jax.kernels.segment_attention.splash import segment_attention_splash
+
+    return segment_attention_splash
 
 
 _TABLE = {
@@ -106,8 +106,8 @@ def segment_attention(
       window: how many latest positions are seen, the query's own included; None for all.
       implementation: 'auto', 'xla' (block-wise, no T x S array), 'dense' (the whole map),
         'cudnn' (jax.nn.dot_product_attention on an NVIDIA GPU; one document per row, no
-        positions), 'splash' (not yet), 'pallas_tpu', 'pallas_gpu', or 'interpret' (the TPU kernels
-        in interpret mode, for tests).
+        positions), 'splash' (the TPU kernel that JAX brings along; no positions), 'pallas_tpu',
+        'pallas_gpu', or 'interpret' (our TPU kernels in interpret mode, for tests).
 
     Returns:
       [B, T, N, H] in the type of v; zero for queries that see nothing.

@@ -3,6 +3,8 @@ lowering for a TPU, and, where libtpu is installed, compilation for a v5p that i
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from pangu_jax.kernels.segment_attention.pallas_tpu import (
     segment_attention_pallas_tpu,
 )
 from pangu_jax.kernels.segment_attention.reference import segment_attention_reference
+from pangu_jax.kernels.segment_attention.splash import segment_attention_splash
 
 NAMES = ("out", "dq", "dk", "dv")
 
@@ -108,6 +111,21 @@ def test_row_order_without_ids_through_the_public_entry(window):
         assert_close(got, want, tolerance)
 
 
+@pytest.mark.parametrize("with_ids, window", [(True, None), (False, 40)])
+def test_splash_matches_float64_definition(with_ids, window):
+    args = arguments(((70, 60), (9, 141)), 150, 2, 1, 4)
+    if not with_ids:
+        args = {name: args[name] for name in "qkv"}
+    with jax.enable_x64(True):
+        want = run(segment_attention_reference, args, jnp.float64, scale=0.3, window=window)
+    splash = functools.partial(segment_attention_splash, interpret=True, block=128)
+    got = run(splash, args, jnp.float32, scale=0.3, window=window)
+    assert_close(got, want, 3e-6)
+    if with_ids:
+        padding = args["q_segment_ids"] == 0
+        assert padding.any() and all((x[padding] == 0).all() for x in got)
+
+
 def test_positions_alone_do_not_see_the_padding_inside():
     """Positions without segments, a length that is no whole block."""
     args = arguments(((150,),), 150, 2, 1, 4, "permuted")
@@ -180,5 +198,15 @@ def test_what_it_cannot_do_is_said():
 @pytest.mark.parametrize("name", SHAPES)
 def test_compiles_ahead_of_time_for_v5p(compile_for_v5p, name):
     step = training_step(segment_attention_pallas_tpu, with_positions=name == "llama")
+    text = compile_for_v5p(step, *abstract(*SHAPES[name]))
+    assert text.count('custom_call_target="tpu_custom_call"') == 3
+
+
+@pytest.mark.tpu_aot
+@pytest.mark.parametrize("name", SHAPES)
+def test_splash_compiles_ahead_of_time_for_v5p(compile_for_v5p, name):
+    step = training_step(
+        segment_attention_splash, with_ids=name != "odd", with_positions=False, window=300
+    )
     text = compile_for_v5p(step, *abstract(*SHAPES[name]))
     assert text.count('custom_call_target="tpu_custom_call"') == 3
