@@ -24,6 +24,7 @@ DEFAULT_CONFIG = "configs/recsys/fuxi_alpha.py:ml100k"
 EXPERIMENTS = {
     "recsys.sequential": "recsys_jax.sequential.experiment",
     "pangu.pretrain": "pangu_jax.pretraining.experiment",
+    "pangu.comparison": "pangu_jax.pretraining.comparison",
 }
 MODES = ("train", "eval", "predict", "generate", "benchmark")
 

@@ -44,13 +44,14 @@ def _corpus(vocab_size: int, max_documents: int = 0) -> CorpusConfig:
     )
 
 
-def get_config(variant: str = "single"):
+def pretrain_config(variant: str) -> PretrainConfig:
+    """The run of a variant, for other configurations to change."""
     train = TrainConfig(
         log_every=10, eval_every=100, checkpoint_every=100, best_metric="loss", best_mode="min",
         optimizer=_ADAMW,
     )  # fmt: skip
     if variant == "debug":
-        return as_config_dict(
+        return (
             PretrainConfig(
                 model=preset("debug", vocab_size=1024),
                 corpus=_corpus(1024, max_documents=60),
@@ -64,7 +65,7 @@ def get_config(variant: str = "single"):
         )  # fmt: skip
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
-    return as_config_dict(
+    return (
         PretrainConfig(
             model=preset("cpu_5m"),
             corpus=_corpus(8192),
@@ -76,3 +77,7 @@ def get_config(variant: str = "single"):
             train=train,
         )
     )  # fmt: skip
+
+
+def get_config(variant: str = "single"):
+    return as_config_dict(pretrain_config(variant))

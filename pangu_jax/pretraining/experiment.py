@@ -34,7 +34,7 @@ _MAY_CHANGE = (*ALLOWED_CHANGES, "generate.*", "held_out.*", "cpu_devices", "cor
 def run(mode: str, config: dict[str, Any], workdir: pathlib.Path, command: list[str]) -> int:
     """Runs one mode; returns the process's exit code."""
     experiment = resolve(PretrainConfig, config)
-    modes = {"train": _train, "eval": _evaluate, "generate": _generate, "benchmark": _benchmark}
+    modes = {"train": train, "eval": _evaluate, "generate": _generate, "benchmark": _benchmark}
     if mode not in modes:
         raise ValueError(f"--mode={mode} does not exist for pre-training; use {', '.join(modes)}.")
     schedule = experiment.schedule.build()
@@ -47,7 +47,8 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
-def _train(config: PretrainConfig, schedule: PhaseSchedule, corpus: Corpus, workdir) -> int:
+def train(config: PretrainConfig, schedule: PhaseSchedule, corpus: Corpus, workdir) -> int:
+    """Trains what is not yet trained, phase by phase, and writes the report; the exit code."""
     mesh = make_mesh(config.train.mesh)
     _announce(config, schedule, corpus, workdir)
     with Workdir.open(workdir, config, allowed_changes=_MAY_CHANGE, seed=config.train.seed) as held:

@@ -9,10 +9,9 @@ import numpy as np
 
 from pangu_jax.pretraining.config import PretrainConfig
 from pangu_jax.pretraining.objective import read_statistics
+from pangu_jax.pretraining.plots import plot_lines
 from pangu_jax.training.metrics_writer import read_metrics
 from pangu_jax.training.phases import PhaseSchedule
-
-_INK, _MUTED = "#1f2933", "#7b8794"
 
 
 def write_report(
@@ -131,7 +130,7 @@ def _curves(folder, train, evals, schedule) -> str:
     for file, title, lines, log in panels:
         lines = [(label, xy) for label, xy in lines if xy.shape[1]]
         if lines:
-            _plot(folder / file, title, "step", lines, log=log, borders=borders)
+            plot_lines(folder / file, title, "step", lines, log=log, borders=borders)
             made.append(f"![{title} over steps]({file})")
     return "## Curves\n\n" + "\n\n".join(made) if made else ""
 
@@ -148,7 +147,7 @@ def _layers(folder, records: list[dict[str, Any]]) -> str:
             for r in chosen
         ]  # fmt: skip
         title = f"Mean gain of {norm.replace('_', ' ')} by layer"
-        _plot(folder / f"gain_{norm}.png", title, "layer", lines)
+        plot_lines(folder / f"gain_{norm}.png", title, "layer", lines)
         made.append(f"![{title}](gain_{norm}.png)")
     for part in records[-1]["activations"]:
         for kind, text in (("std", "Standard deviation"), ("top1", "Largest magnitude")):
@@ -158,27 +157,6 @@ def _layers(folder, records: list[dict[str, Any]]) -> str:
                 for r in chosen
             ]  # fmt: skip
             title = f"{text} of the {part} activations by layer"
-            _plot(folder / f"activation_{part}_{kind}.png", title, "layer", lines, log=True)
+            plot_lines(folder / f"activation_{part}_{kind}.png", title, "layer", lines, log=True)
             made.append(f"![{title}](activation_{part}_{kind}.png)")
     return "## Layers\n\n" + "\n\n".join(made)
-
-
-def _plot(path, title, xlabel, lines, *, log=False, borders=()) -> None:
-    from matplotlib.figure import Figure  # no pyplot: no global state, no display
-
-    figure = Figure(figsize=(6.4, 3.6), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    shades = ["#2f6db5", "#c8553d", "#3c8d5a", "#8a5fb0", "#b08d2f", "#5b6770"]
-    for index, (label, xy) in enumerate(lines):
-        axes.plot(xy[0], xy[1], label=label or None, color=shades[index % len(shades)], lw=1.4)
-    for border in borders:
-        axes.axvline(border, color=_MUTED, lw=0.8, ls=":")
-    if log and all((xy[1] > 0).all() for _, xy in lines):
-        axes.set_yscale("log")
-    axes.set_title(title, loc="left", color=_INK, fontsize=11)
-    axes.set_xlabel(xlabel)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e4e7eb", lw=0.6)
-    if any(label for label, _ in lines):
-        axes.legend(frameon=False, fontsize=9)
-    figure.savefig(path)

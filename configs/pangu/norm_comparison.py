@@ -1,0 +1,60 @@
+"""The claim of Pangu Ultra in small: norm schemes and initialisations of a deep, narrow decoder.
+
+    python launch.py --config=configs/pangu/norm_comparison.py:depth94 --workdir=runs/norms
+
+Pre-LN, sandwich and depth-scaled sandwich norm, each with the traditional initialisation and
+TinyInit, at 94 layers of width 48: same data, same tokens, two learning rates, two seeds. The
+report's own ablation used 1.6 B and 13 B parameters; what shows at this size may differ.
+"""
+
+import dataclasses
+
+from configs.pangu import cpu_5m
+from pangu_jax.config.catalogue import Variant
+from pangu_jax.config.flags import as_config_dict
+from pangu_jax.models.presets import preset
+from pangu_jax.pretraining.comparison import ComparisonConfig
+from pangu_jax.pretraining.config import HeldOutConfig, ScheduleConfig
+
+VARIANTS = {
+    "depth94": Variant("6 models x 2 learning rates x 2 seeds, 94 layers of width 48, 0.4 M tokens",
+                       "not measured", "not measured"),
+    "debug": Variant("2 models of 4 layers, a few steps", "not measured", "runs through"),
+}  # fmt: skip
+
+
+def _runs(schemes, rates) -> dict:
+    return {
+        f"{scheme}_{init}_lr{round(rate * 1e4)}": {
+            "model": {"norm_scheme": scheme, "init": init},
+            "schedule": {"learning_rate": rate},
+        }
+        for scheme in schemes
+        for init in ("traditional", "tiny")
+        for rate in rates
+    }
+
+
+def get_config(variant: str = "depth94"):
+    if variant == "debug":
+        base = cpu_5m.pretrain_config("debug")
+        model = dataclasses.replace(base.model, num_layers=4)
+        schedule = dataclasses.replace(base.schedule, tokens=10_000)
+        base = dataclasses.replace(base, model=model, schedule=schedule)
+        runs = {k: v for k, v in _runs(("dssn",), (3e-3,)).items()}
+        return as_config_dict(ComparisonConfig(base=base, runs=runs, seeds=(0,)))
+    if variant != "depth94":
+        raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
+    base = cpu_5m.pretrain_config("single")
+    base = dataclasses.replace(
+        base,
+        # d_ff / d = 7/3 as in the report, so its constants c hold.
+        model=preset(
+            "cpu_5m", num_layers=94, hidden_dim=48, mlp_dim=112, num_heads=4, num_kv_heads=2,
+            head_dim=12,
+        ),
+        schedule=ScheduleConfig(tokens=4e5, seq_len=128, batch_rows=8, warmup_fraction=0.05),
+        held_out=HeldOutConfig(rows=8),
+    )  # fmt: skip
+    runs = _runs(("pre_ln", "sandwich", "dssn"), (1e-3, 4e-3))
+    return as_config_dict(ComparisonConfig(base=base, runs=runs))
