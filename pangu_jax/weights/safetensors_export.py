@@ -18,6 +18,8 @@ from pangu_jax.weights.errors import WeightsError, require
 from pangu_jax.weights.hf_config import config_to_hf, tensor_names
 from pangu_jax.weights.mapping import MappedTensor, map_tensors
 from pangu_jax.weights.safetensors_import import INDEX
+from pangu_jax.weights.tokenizer_export import special_ids, write_tokenizer
+from pangu_jax.weights.tokenizer_import import LoadedTokenizer
 
 
 def export_safetensors(
@@ -28,9 +30,10 @@ def export_safetensors(
     dtype: str | None = None,
     max_shard_bytes: int = 1 << 30,
     max_length: int = 8192,
+    tokenizer: LoadedTokenizer | None = None,
     extra_config: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes config.json and *.safetensors; returns the folder.
+    """Writes config.json, *.safetensors and the tokenizer's files; returns the folder.
 
     The folder appears complete or not at all. One shard of tensors is in memory at a time.
 
@@ -40,7 +43,8 @@ def export_safetensors(
       dtype: 'float32', 'bfloat16' or 'float16'; None keeps each array's type.
       max_shard_bytes: start a new file before this many bytes (a larger tensor gets its own).
       max_length: longest context, in tokens, for config.json.
-      extra_config: more entries of config.json, such as bos_token_id.
+      tokenizer: written beside the weights, its special ids into config.json.
+      extra_config: more entries of config.json.
 
     Raises:
       WeightsError: a folder with content, a parameter missing or of the wrong shape, a
@@ -54,13 +58,18 @@ def export_safetensors(
     tensors = map_tensors(config, tensor_names(config))
     _check(flat, tensors, config)
     stored = str(wanted or flat["embed", "embedding"].dtype)
-    values = config_to_hf(config, dtype=stored, max_length=max_length) | dict(extra_config or {})
+    values = config_to_hf(config, dtype=stored, max_length=max_length)
+    if tokenizer is not None:
+        values |= special_ids(tokenizer)
+    values |= extra_config or {}
 
     scratch = folder.with_name(f".{folder.name}.part-{os.getpid()}")
     scratch.mkdir(parents=True)
     try:
         _write_json(scratch / "config.json", values)
         _write_shards(scratch, flat, _shards(tensors, flat, wanted, max_shard_bytes), wanted)
+        if tokenizer is not None:
+            write_tokenizer(tokenizer, scratch, max_length=max_length)
         if folder.exists():
             folder.rmdir()
         scratch.replace(folder)

@@ -56,6 +56,29 @@ def test_gguf_through_safetensors_is_the_same_model(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
+def test_tokenizer_travels_with_the_weights(tmp_path):
+    params = files.random_params(CONFIG)
+    path = files.write_gguf(
+        tmp_path / "m.gguf", CONFIG, files.gguf_tensors(CONFIG, params),
+        edit=lambda w: tokenizers.byte_level(
+            w, bos_token_id=1, eos_token_id=2, add_bos_token=True, chat_template="{{ bos_token }}ü"
+        ),
+    )  # fmt: skip
+    first = load_weights(path)
+    folder = export_safetensors(
+        first.config, first.params, tmp_path / "hf", tokenizer=first.tokenizer, max_length=77
+    )
+    again = load_weights(folder)
+    assert again.config == first.config
+    assert again.tokenizer.special == first.tokenizer.special
+    for text in tokenizers.TEXTS:
+        ids = first.tokenizer.tokenizer.encode(text).ids
+        assert ids == again.tokenizer.tokenizer.encode(text).ids
+    values = json.loads((folder / "config.json").read_text())
+    assert (values["bos_token_id"], values["eos_token_id"]) == (1, 2)
+    assert "pad_token_id" not in values and values["max_position_embeddings"] == 77
+
+
 def test_unknown_path():
     with pytest.raises(WeightsError, match="no file or directory smollm3; .*one of: smollm2"):
         load_weights("smollm3")
