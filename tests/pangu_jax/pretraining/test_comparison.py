@@ -22,7 +22,7 @@ def test_nested_changes_touch_nothing_else():
 
 
 def metrics(folder, losses, held_out):
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "metrics.jsonl", "w") as file:
         for step, loss in enumerate(losses, 1):
             values = {"loss": loss, "grad_norm": 1.0 + step, "loss_spikes": step // 2}
