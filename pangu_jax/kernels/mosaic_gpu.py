@@ -24,14 +24,15 @@ TILE = 64
 WIDTHS = (32, 64, 128)
 
 
-def check_supported(x, interpret):
-    """Raises NotImplementedError for a type or a device that WGMMA kernels do not serve."""
+def check_supported(x, interpret, types=(jnp.bfloat16, jnp.float16)):
+    """Raises NotImplementedError for a type or a device that these kernels do not serve."""
     if x.size == 0:
         raise NotImplementedError("an empty batch has no tiles")
     if interpret:
         return
-    if x.dtype not in (jnp.bfloat16, jnp.float16):
-        raise NotImplementedError(f"{x.dtype} inputs; the kernel takes bfloat16 and float16")
+    if x.dtype not in types:
+        names = " and ".join(jnp.dtype(t).name for t in types)
+        raise NotImplementedError(f"{x.dtype} inputs; the kernel takes {names}")
     if jax.default_backend() == "gpu":
         capability = str(getattr(jax.devices()[0], "compute_capability", ""))
         if not capability.startswith("9."):
@@ -51,6 +52,12 @@ def swizzled(shape, dtype):
 
 # JAX 0.12 dropped the index argument of plgpu.load.
 _LOAD_TAKES_INDEX = "idx" in inspect.signature(plgpu.load).parameters
+
+
+def load(ref, layout, optimized=False):
+    """Read a reference into registers of a given layout (on the device alone)."""
+    index = ((),) if _LOAD_TAKES_INDEX else ()
+    return plgpu.load(ref, *index, layout=layout, optimized=optimized)
 
 
 class Ops:
@@ -122,8 +129,7 @@ class Ops:
     def _load(self, ref, layout):
         if self.interpret:
             return ref[...]
-        index = ((),) if _LOAD_TAKES_INDEX else ()
-        return plgpu.load(ref, *index, layout=layout, optimized=False)
+        return load(ref, layout)
 
     def row_vector(self, ref):
         """Load 64 values, one per tile row, as a vector."""

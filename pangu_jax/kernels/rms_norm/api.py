@@ -33,14 +33,27 @@ def _tpu(name):
     return load
 
 
+def _gpu(name):
+    def load():
+        try:
+            from pangu_jax.kernels.rms_norm import pallas_gpu
+        except ImportError as error:
+            raise NotImplementedError(f"its module cannot be imported here: {error}") from error
+        return getattr(pallas_gpu, name)
+
+    return load
+
+
 _RMS_NORM = {
     "xla": _xla_rms_norm,
     "pallas_tpu": _tpu("rms_norm_pallas_tpu"),
+    "pallas_gpu": _gpu("rms_norm_pallas_gpu"),
     "interpret": _tpu("rms_norm_interpret"),
 }
 _STEP = {
     "xla": _xla_step,
     "pallas_tpu": _tpu("fused_sandwich_step_pallas_tpu"),
+    "pallas_gpu": _gpu("fused_sandwich_step_pallas_gpu"),
     "interpret": _tpu("fused_sandwich_step_interpret"),
 }
 
@@ -62,8 +75,8 @@ def rms_norm(
       x: [..., D], floating.
       scale: [D], the gain itself (not gain - 1).
       eps: added to the mean square; positive.
-      implementation: 'auto', 'xla', 'pallas_tpu', or 'interpret' (the TPU kernel in interpret
-        mode, for tests).
+      implementation: 'auto', 'xla', 'pallas_tpu', 'pallas_gpu', or 'interpret' (the TPU kernel in
+        interpret mode, for tests).
 
     Returns:
       [..., D] in the type of x; computed in float32 (float64 for float64 inputs).
