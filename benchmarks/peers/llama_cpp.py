@@ -16,6 +16,7 @@ import xllamacpp
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", required=True)
 parser.add_argument("--request", required=True)
+parser.add_argument("--cache_float32", action="store_true", help="Not float16 keys and values.")
 arguments = parser.parse_args()
 
 with open(arguments.request, encoding="utf-8") as handle:
@@ -24,6 +25,9 @@ parameters = xllamacpp.CommonParams()
 parameters.model.path = arguments.model
 parameters.n_ctx = 1024
 parameters.n_parallel = 1
+if arguments.cache_float32:
+    parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
 server = xllamacpp.Server(parameters)
 
 
