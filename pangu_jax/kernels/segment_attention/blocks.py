@@ -55,6 +55,40 @@ def visible_blocks(
     return active
 
 
+def whole_blocks(
+    q_segment_ids: jax.Array | None,
+    kv_segment_ids: jax.Array | None,
+    q_positions: jax.Array | None,
+    kv_positions: jax.Array | None,
+    *,
+    blocks: tuple[int, int],
+    sizes: tuple[int, int],
+    window: int | None,
+) -> jax.Array | np.ndarray:
+    """bool (B or 1, I, J): pairs in which every query sees every key, so that no mask is needed.
+
+    Arguments as in `visible_blocks`.
+    """
+
+    def extremes(x, side, count):
+        if x is None:
+            first = np.arange(count)[None] * sizes[side]
+            return first, first + sizes[side] - 1
+        x = x.reshape(x.shape[0], count, sizes[side])
+        return x.min(axis=2), x.max(axis=2)
+
+    q_first, q_last = (x[:, :, None] for x in extremes(q_positions, 0, blocks[0]))
+    k_first, k_last = (x[:, None, :] for x in extremes(kv_positions, 1, blocks[1]))
+    whole = q_first >= k_last
+    if window is not None:
+        whole = whole & (q_last - k_first < window)
+    if q_segment_ids is None:
+        return whole
+    q_low, q_high = (x[:, :, None] for x in extremes(q_segment_ids, 0, blocks[0]))
+    k_low, k_high = (x[:, None, :] for x in extremes(kv_segment_ids, 1, blocks[1]))
+    return whole & (q_low == k_high) & (q_high == k_low) & (q_low == q_high) & (q_low > 0)
+
+
 def listed(active: jax.Array | np.ndarray) -> WorkList:
     """bool (..., I, J) as lists: the J's of each I that are true, in order, and how many."""
     numpy = np if isinstance(active, np.ndarray) else jnp

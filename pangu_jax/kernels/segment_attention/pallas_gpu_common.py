@@ -14,13 +14,17 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pangu_jax.kernels.mosaic_gpu import TILE, extent, launch, pad_axis, swizzled
-from pangu_jax.kernels.segment_attention.blocks import visible_blocks
+from pangu_jax.kernels.segment_attention.blocks import visible_blocks, whole_blocks
 from pangu_jax.kernels.segment_attention.reference import row_order
 
+# Logit of what is masked, and the first running maximum. The exponential of their difference is
+# zero, so the weights of a query that has seen nothing yet are zero without a second mask.
 FLOOR = float(np.finfo(np.float32).min)
+START = -1e30
 STAGES = 2
 
 
@@ -51,15 +55,19 @@ def prepare(tiles, lengths, q_segment_ids, kv_segment_ids, q_positions, kv_posit
 
     Returns:
       q_ids [A, I, 2, 64] and k_ids [A, J, 2, 64]: segment (0: padding) and position; q_span
-      [A, I, 2] and k_span [A, J, 2]: first and past-the-last tile of the other side. All int32.
+      [A, I, 2] and k_span [A, J, 2]: first and past-the-last tile of the other side; whole
+      [A, I, J]: 1 for pairs that need no mask. All int32.
     """
     full = tiles[0] * TILE, tiles[1] * TILE
     # A table of what row order and the given ids rule out; what is None stays None for it.
     given = (q_segment_ids, kv_segment_ids, q_positions, kv_positions)
     padded = [None if x is None else pad_axis(x, 1, full[n % 2]) for n, x in enumerate(given)]
-    active = jnp.asarray(visible_blocks(*padded, blocks=tiles, sizes=(TILE, TILE), window=window))
+    shape = {"blocks": tiles, "sizes": (TILE, TILE), "window": window}
     rows = max((x.shape[0] for x in padded if x is not None), default=1)
-    active = jnp.broadcast_to(active, (rows, *tiles))
+    active, whole = (
+        jnp.broadcast_to(table(*padded, **shape), (rows, *tiles))
+        for table in (visible_blocks, whole_blocks)
+    )
 
     def ids(segments, positions, side):
         if segments is None:
@@ -70,11 +78,22 @@ def prepare(tiles, lengths, q_segment_ids, kv_segment_ids, q_positions, kv_posit
 
     q_ids, k_ids = ids(padded[0], padded[2], 0), ids(padded[1], padded[3], 1)
     q_span, k_span = (jnp.stack(extent(active, axis), axis=-1) for axis in (2, 1))
-    return q_ids, k_ids, q_span, k_span
+    return q_ids, k_ids, q_span, k_span, whole.astype(jnp.int32)
 
 
-def mask(spec, ops, q_ids, k_ids, query_axis):
-    """bool [64, 64]: which pairs see each other; queries run along `query_axis` of the tile."""
+def masked(spec, ops, logits, whole, q_ids, k_ids, query_axis):
+    """Logits [64, 64] with FLOOR where a query does not see a key, unless `whole`.
+
+    Queries run along `query_axis` of the tile.
+    """
+
+    def mask():
+        return jnp.where(_visible(spec, ops, q_ids, k_ids, query_axis), logits, FLOOR)
+
+    return lax.cond(whole > 0, lambda: logits, mask)
+
+
+def _visible(spec, ops, q_ids, k_ids, query_axis):
     of_query, of_key = (
         [ops.vector(ids.at[n], axis) for n in (0, 1)]
         for ids, axis in ((q_ids, query_axis), (k_ids, 1 - query_axis))

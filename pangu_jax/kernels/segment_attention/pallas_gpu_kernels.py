@@ -16,7 +16,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pangu_jax.kernels.mosaic_gpu import TILE, Ops, ring, struct
 from pangu_jax.kernels.segment_attention import pallas_gpu_common as common
-from pangu_jax.kernels.segment_attention.pallas_gpu_common import FLOOR, STAGES
+from pangu_jax.kernels.segment_attention.pallas_gpu_common import STAGES, START
 
 
 def _own(i):
@@ -35,7 +35,7 @@ def forward(spec, ids, q, k, v):
       out like q, and float32 [B, N, I, 64]: log2 of the sum of the exponentials of a query.
     """
     ops = Ops(spec.interpret)
-    q_ids, k_ids, q_span, _ = ids
+    q_ids, k_ids, q_span, _, whole = ids
     batch, heads = q.shape[:2]
 
     def body(refs, outs, scratch):
@@ -60,19 +60,19 @@ def forward(spec, ids, q, k, v):
         def consume(j, slot, carry):
             top, total, out = carry
             plgpu.barrier_wait(scratch["ready"].at[slot])
-            see = common.mask(spec, ops, scratch["q_ids"], scratch["k_ids"].at[slot], 0)
+            whole = refs["whole"][row, i, j]
             logits = ops.product([(scratch["q"], scratch["k"].at[slot])]) * spec.scale_base2
-            logits = jnp.where(see, logits, FLOOR)
+            key_ids = scratch["k_ids"].at[slot]
+            logits = common.masked(spec, ops, logits, whole, scratch["q_ids"], key_ids, 0)
             new_top = jnp.maximum(top, logits.max(axis=1))
-            # The second mask matters for queries that see nothing: there the exponent is 0.
-            p = jnp.where(see, jnp.exp2(logits - ops.spread(new_top)), 0.0)
+            p = jnp.exp2(logits - ops.spread(new_top))
             shrink = jnp.exp2(top - new_top)
             total = total * shrink + p.sum(axis=1)
             out = out * ops.spread(shrink, spec.width)
             out = ops.accumulate(out, p.astype(spec.dtype), scratch["v"].at[slot])
             return new_top, total, out
 
-        start = ops.full_rows(jnp.float32(FLOOR)), ops.full_rows(jnp.float32(0))
+        start = ops.full_rows(jnp.float32(START)), ops.full_rows(jnp.float32(0))
         start = (*start, ops.full(jnp.float32(0), spec.width))
         top, total, out = ring(ops, first, last, STAGES, issue, consume, start)
         seen = jnp.where(total > 0, total, 1.0)
@@ -98,7 +98,15 @@ def forward(spec, ids, q, k, v):
         "out": struct(q.shape, spec.dtype),
         "log_sum": struct((batch, heads, spec.tiles[0], TILE), jnp.float32),
     }
-    operands = {"q": q, "k": k, "v": v, "q_ids": q_ids, "k_ids": k_ids, "span": q_span}
+    operands = {
+        "q": q,
+        "k": k,
+        "v": v,
+        "q_ids": q_ids,
+        "k_ids": k_ids,
+        "span": q_span,
+        "whole": whole,
+    }
     grid = (spec.tiles[0], heads, batch)
     outs = common.call(spec, body, grid, ("i", "n", "b"), operands, out_type, scratch)
     return outs["out"], outs["log_sum"]
@@ -108,7 +116,7 @@ def query_gradient(spec, ids, q, k, v, g, sums):
     """dq like q. g: cotangent of the output; sums: float32 [B, N, I, 2, 64], the log-sums and the
     row sums of g * out; others as in `forward`."""
     ops = Ops(spec.interpret)
-    q_ids, k_ids, q_span, _ = ids
+    q_ids, k_ids, q_span, _, whole = ids
 
     def body(refs, outs, scratch):
         i = spec.tiles[0] - 1 - lax.axis_index("i")
@@ -137,10 +145,11 @@ def query_gradient(spec, ids, q, k, v, g, sums):
 
             def consume(j, slot, carry):
                 plgpu.barrier_wait(scratch["ready"].at[slot])
-                keys = scratch["k"].at[slot]
-                see = common.mask(spec, ops, scratch["q_ids"], scratch["k_ids"].at[slot], 0)
+                keys, key_ids = scratch["k"].at[slot], scratch["k_ids"].at[slot]
+                whole = refs["whole"][row, i, j]
                 logits = ops.product([(scratch["q"], keys)]) * spec.scale_base2
-                p = jnp.where(see, jnp.exp2(logits - log_sum), 0.0)
+                logits = common.masked(spec, ops, logits, whole, scratch["q_ids"], key_ids, 0)
+                p = jnp.exp2(logits - log_sum)
                 ds = p * (ops.product([(scratch["g"], scratch["v"].at[slot])]) - delta)
                 ops.mma(dq, ds.astype(spec.dtype), keys)
                 return carry
@@ -168,7 +177,7 @@ def query_gradient(spec, ids, q, k, v, g, sums):
     }
     operands = {
         "q": q, "k": k, "v": v, "g": g, "sums": sums, "q_ids": q_ids, "k_ids": k_ids,
-        "span": q_span,
+        "span": q_span, "whole": whole,
     }  # fmt: skip
     grid = (spec.tiles[0], q.shape[1], q.shape[0])
     out_type = {"dq": struct(q.shape, spec.dtype)}
@@ -178,7 +187,7 @@ def query_gradient(spec, ids, q, k, v, g, sums):
 def key_gradients(spec, ids, q, k, v, g, sums):
     """(dk, dv) like k; arguments as in `query_gradient`. Here keys run along a tile's rows."""
     ops = Ops(spec.interpret)
-    q_ids, k_ids, _, k_span = ids
+    q_ids, k_ids, _, k_span, whole = ids
 
     def body(refs, outs, scratch):
         j = lax.axis_index("j")  # Early tiles are seen by the most queries and come first.
@@ -191,8 +200,11 @@ def key_gradients(spec, ids, q, k, v, g, sums):
             plgpu.copy_gmem_to_smem(refs[name].at[b, kv, _own(j)], scratch[name], barrier)
         plgpu.barrier_wait(barrier)
 
+        def tile_of(t):
+            return first + lax.rem(t, last - first)
+
         def issue(t, slot):
-            i = first + lax.rem(t, last - first)
+            i = tile_of(t)
             n = kv * spec.groups + lax.div(t, last - first)
             ready = scratch["ready"].at[slot]
             plgpu.copy_gmem_to_smem(refs["q_ids"].at[row, i], scratch["q_ids"].at[slot], ready)
@@ -208,9 +220,11 @@ def key_gradients(spec, ids, q, k, v, g, sums):
                 plgpu.barrier_wait(scratch["ready"].at[slot])
                 queries, g_tile = scratch["q"].at[slot], scratch["g"].at[slot]
                 sums_tile = scratch["sums"].at[slot]
-                see = common.mask(spec, ops, scratch["q_ids"].at[slot], scratch["k_ids"], 1)
+                whole = refs["whole"][row, tile_of(t), j]
                 logits = ops.product([(scratch["k"], queries)]) * spec.scale_base2
-                p = jnp.where(see, jnp.exp2(logits - ops.vector(sums_tile.at[0], 1)), 0.0)
+                query_ids = scratch["q_ids"].at[slot]
+                logits = common.masked(spec, ops, logits, whole, query_ids, scratch["k_ids"], 1)
+                p = jnp.exp2(logits - ops.vector(sums_tile.at[0], 1))
                 ops.mma(dv, p.astype(spec.dtype), g_tile)
                 dp = ops.product([(scratch["v"], g_tile)])
                 ds = p * (dp - ops.vector(sums_tile.at[1], 1))
@@ -243,7 +257,7 @@ def key_gradients(spec, ids, q, k, v, g, sums):
     }
     operands = {
         "q": q, "k": k, "v": v, "g": g, "sums": sums, "q_ids": q_ids, "k_ids": k_ids,
-        "span": k_span,
+        "span": k_span, "whole": whole,
     }  # fmt: skip
     grid = (spec.tiles[1], k.shape[1], k.shape[0])
     out_type = {"dk": struct(k.shape, spec.dtype), "dv": struct(v.shape, spec.dtype)}

@@ -21,7 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pangu_jax.kernels.segment_attention import pallas_tpu_kernels as kernels
-from pangu_jax.kernels.segment_attention.blocks import listed, visible_blocks
+from pangu_jax.kernels.segment_attention.blocks import listed, visible_blocks, whole_blocks
 from pangu_jax.kernels.segment_attention.pallas_tpu_kernels import Static
 
 _LANES = 128
@@ -78,7 +78,8 @@ def segment_attention_pallas_tpu(
         _pad(q_positions, full[0]),
         _pad(kv_positions, full[1]),
     )
-    active = visible_blocks(*ids, blocks=blocks, sizes=sizes, window=window)
+    shape = {"blocks": blocks, "sizes": sizes, "window": window}
+    active = visible_blocks(*ids, **shape)
     if active.size > _MAX_LIST:
         raise NotImplementedError(
             f"lists of {active.size} blocks are more than the {_MAX_LIST} that scalar memory is "
@@ -100,7 +101,8 @@ def segment_attention_pallas_tpu(
             jnp.stack([x for x in (ids[0], ids[2]) if x is not None], axis=1),  # [B, 1 or 2, T]
             jnp.stack([x for x in (ids[1], ids[3]) if x is not None], axis=2),  # [B, S, 1 or 2]
         )
-    lists = (listed(active), listed(active.swapaxes(1, 2)))
+    whole = jnp.broadcast_to(whole_blocks(*ids, **shape), active.shape)
+    lists = (_flat_lists(active, whole), _flat_lists(active.swapaxes(1, 2), whole.swapaxes(1, 2)))
     out = _attention(
         static, interpret, _to_heads(q, full[0]), _to_heads(k, full[1]), _to_heads(v, full[1]),
         id_arrays, lists,
@@ -111,6 +113,13 @@ def segment_attention_pallas_tpu(
 def segment_attention_interpret(*args, **kwargs) -> jax.Array:
     """`segment_attention_pallas_tpu` in interpret mode: any device, for tests."""
     return segment_attention_pallas_tpu(*args, interpret=True, **kwargs)
+
+
+def _flat_lists(active, whole):
+    """Entries 2 * block + whole, and their number per list: 1-D, since scalar memory pads rows."""
+    blocks, count = listed(active)
+    entries = 2 * blocks + jnp.take_along_axis(whole, jnp.asarray(blocks), axis=-1)
+    return entries.astype(jnp.int32).reshape(-1), jnp.asarray(count).reshape(-1)
 
 
 def _pad(x, length):
@@ -139,7 +148,7 @@ def _call(body, static, interpret, arrays, outputs, scratch, work, by_queries, d
       arrays: name -> (array, kind); kind says by which block an input moves.
       outputs: name -> (shape, dtype, kind).
       scratch: name -> float32 shape.
-      work: WorkList of the walk, scalar-prefetched.
+      work: lists of the walk (see `_flat_lists`), scalar-prefetched.
       by_queries: a query block walks over key blocks, else a key block over query blocks.
       dims: (B, heads of the outer grid).
     """
@@ -147,11 +156,12 @@ def _call(body, static, interpret, arrays, outputs, scratch, work, by_queries, d
 
     def spec(shape, kind):
         def index(b, head, outer, visit, blocks, count):
-            row = 0 if s.shared_lists else b
+            outers, inners = s.blocks if by_queries else s.blocks[::-1]
+            at = (0 if s.shared_lists else b) * outers + outer
             step = visit if by_queries else visit % s.blocks[0]
             # Past the end the last block is named again: nothing is fetched for it.
-            last = jnp.maximum(count[row, outer] - 1, 0)
-            inner = blocks[row, outer, jnp.minimum(step, last)]
+            last = jnp.maximum(count[at] - 1, 0)
+            inner = blocks[at * inners + jnp.minimum(step, last)] // 2
             i, j = (outer, inner) if by_queries else (inner, outer)
             n, kv = (
                 (head, head // s.groups)
@@ -194,7 +204,7 @@ def _call(body, static, interpret, arrays, outputs, scratch, work, by_queries, d
         interpret=interpret,
         name=f"segment_attention_{body.__name__}",
     )
-    results = call(*map(jnp.asarray, work), *(array for array, _ in arrays.values()))
+    results = call(*work, *(array for array, _ in arrays.values()))
     return dict(zip(outputs, results, strict=True))
 
 

@@ -17,7 +17,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+# Logit of what is masked, and the first running maximum. The exponential of their difference is
+# zero, so the weights of a query that has seen nothing yet are zero without a second mask.
 _FLOOR = float(jnp.finfo(jnp.float32).min)
+_START = -1e30
 
 
 class Static(NamedTuple):
@@ -57,36 +60,51 @@ def _mask(s: Static, r: dict, i, j):
     return mask
 
 
-def _logits(s: Static, r: dict):
-    """float32 [R, P]."""
-    return _dot(r["k"][0, 0], r["q"][0, 0], (1, 1)) * s.scale
+def _logits(s: Static, r: dict, i, j, whole):
+    """float32 [R, P], masked unless every query of the tile sees every key (`whole`)."""
+    logits = _dot(r["k"][0, 0], r["q"][0, 0], (1, 1)) * s.scale
+    return logits if whole else jnp.where(_mask(s, r, i, j), logits, _FLOOR)
+
+
+def _visit(s: Static, r: dict, outer, step, counts, tile):
+    """Calls `tile(inner, whole)` for the step-th block on the list of block `outer`.
+
+    counts: (number of outer blocks, of inner blocks). `whole` is static: two versions of the tile.
+    """
+    row = 0 if s.shared_lists else pl.program_id(0)
+    at = row * counts[0] + outer
+    entry = r["list"][at * counts[1] + step]
+    listed = step < r["count"][at]
+    for whole in (False, True):
+
+        @pl.when(listed & (entry % 2 == int(whole)))
+        def _(whole=whole):
+            tile(entry // 2, whole)
 
 
 def forward_kernel(s: Static, names, *refs):
     """Grid (b, n, i, step): outputs out [1, 1, P, H] and log_sum [1, 1, 1, P]."""
     r = dict(zip(names, refs, strict=True))
-    row = 0 if s.shared_lists else pl.program_id(0)
     i, step = pl.program_id(2), pl.program_id(3)
 
     @pl.when(step == 0)
     def _():
-        r["top"][...] = jnp.full_like(r["top"], _FLOOR)
+        r["top"][...] = jnp.full_like(r["top"], _START)
         r["total"][...] = jnp.zeros_like(r["total"])
         r["sum"][...] = jnp.zeros_like(r["sum"])
 
-    @pl.when(step < r["count"][row, i])
-    def _():
+    def tile(j, whole):
         v = r["v"][0, 0]
-        mask = _mask(s, r, i, r["list"][row, i, step])
-        logits = jnp.where(mask, _logits(s, r), _FLOOR)
+        logits = _logits(s, r, i, j, whole)
         top = r["top"][...]
         new_top = jnp.maximum(top, jnp.max(logits, axis=0, keepdims=True))
-        # The second mask matters for queries that see nothing: there logits - new_top is 0.
-        p = jnp.where(mask, jnp.exp(logits - new_top), 0.0)
+        p = jnp.exp(logits - new_top)
         shrink = jnp.exp(top - new_top)
         r["top"][...] = new_top
         r["total"][...] = r["total"][...] * shrink + jnp.sum(p, axis=0, keepdims=True)
         r["sum"][...] = r["sum"][...] * shrink + _dot(v, p.astype(v.dtype), (0, 0))  # [H, P]
+
+    _visit(s, r, i, step, s.blocks, tile)
 
     @pl.when(step == s.blocks[1] - 1)
     def _():
@@ -96,9 +114,9 @@ def forward_kernel(s: Static, names, *refs):
         r["log_sum"][0, 0] = r["top"][...] + jnp.log(seen)
 
 
-def _probabilities(s: Static, r: dict, i, j):
+def _probabilities(s: Static, r: dict, i, j, whole):
     """The tile's weights [R, P], and the derivative of the loss by its logits less the scale."""
-    p = jnp.where(_mask(s, r, i, j), jnp.exp(_logits(s, r) - r["log_sum"][0, 0]), 0.0)
+    p = jnp.exp(_logits(s, r, i, j, whole) - r["log_sum"][0, 0])
     dp = _dot(r["v"][0, 0], r["g"][0, 0], (1, 1))
     return p, p * (dp - r["delta"][0, 0])
 
@@ -106,18 +124,18 @@ def _probabilities(s: Static, r: dict, i, j):
 def query_gradient_kernel(s: Static, names, *refs):
     """Grid (b, n, i, step): output dq [1, 1, P, H]."""
     r = dict(zip(names, refs, strict=True))
-    row = 0 if s.shared_lists else pl.program_id(0)
     i, step = pl.program_id(2), pl.program_id(3)
 
     @pl.when(step == 0)
     def _():
         r["sum"][...] = jnp.zeros_like(r["sum"])
 
-    @pl.when(step < r["count"][row, i])
-    def _():
+    def tile(j, whole):
         k = r["k"][0, 0]
-        _, ds = _probabilities(s, r, i, r["list"][row, i, step])
+        _, ds = _probabilities(s, r, i, j, whole)
         r["sum"][...] += _dot(ds.astype(k.dtype), k, (0, 0))
+
+    _visit(s, r, i, step, s.blocks, tile)
 
     @pl.when(step == s.blocks[1] - 1)
     def _():
@@ -127,21 +145,20 @@ def query_gradient_kernel(s: Static, names, *refs):
 def key_gradient_kernel(s: Static, names, *refs):
     """Grid (b, k, j, group * I + step): outputs dk and dv [1, 1, R, H]."""
     r = dict(zip(names, refs, strict=True))
-    row = 0 if s.shared_lists else pl.program_id(0)
     j, visit = pl.program_id(2), pl.program_id(3)
-    step = visit % s.blocks[0]
 
     @pl.when(visit == 0)
     def _():
         r["sum_k"][...] = jnp.zeros_like(r["sum_k"])
         r["sum_v"][...] = jnp.zeros_like(r["sum_v"])
 
-    @pl.when(step < r["count"][row, j])
-    def _():
+    def tile(i, whole):
         q, g = r["q"][0, 0], r["g"][0, 0]
-        p, ds = _probabilities(s, r, r["list"][row, j, step], j)
+        p, ds = _probabilities(s, r, i, j, whole)
         r["sum_v"][...] += _dot(p.astype(g.dtype), g, (1, 0))
         r["sum_k"][...] += _dot(ds.astype(q.dtype), q, (1, 0))
+
+    _visit(s, r, j, visit % s.blocks[0], s.blocks[::-1], tile)
 
     @pl.when(visit == s.groups * s.blocks[0] - 1)
     def _():

@@ -98,17 +98,29 @@ def test_unequal_blocks_fewer_queries_than_keys():
     assert_close(got, want, 3e-6)
 
 
-@pytest.mark.parametrize("window", [None, 100])
-def test_row_order_without_ids_through_the_public_entry(window):
+def test_public_entry_in_row_order_without_ids():
     args = arguments(((150,),), 150, 2, 1, 4)
     args = {name: args[name] for name in "qkv"}
     with jax.enable_x64(True):
-        want = run(segment_attention_reference, args, jnp.float64, scale=0.3, window=window)
+        want = run(segment_attention_reference, args, jnp.float64, scale=0.3)
     for dtype, tolerance in ((jnp.float32, 3e-6), (jnp.bfloat16, 3e-2)):
-        got = run(
-            segment_attention, args, dtype, scale=0.3, window=window, implementation="interpret"
-        )
+        got = run(segment_attention, args, dtype, scale=0.3, implementation="interpret")
         assert_close(got, want, tolerance)
+
+
+@pytest.mark.parametrize("with_ids", [True, False])
+def test_blocks_that_need_no_mask(with_ids):
+    """Three blocks in row order: the last sees all of the first, whose window reaches that far."""
+    args = arguments(((300,),), 300, 1, 1, 4)
+    if not with_ids:
+        args = {name: args[name] for name in "qkv"}
+    with jax.enable_x64(True):
+        want = run(segment_attention_reference, args, jnp.float64, scale=0.3, window=290)
+    got = run(
+        segment_attention_interpret, args, jnp.float32, scale=0.3, window=290,
+        block_q=128, block_k=128,
+    )  # fmt: skip
+    assert_close(got, want, 3e-6)
 
 
 @pytest.mark.parametrize("with_ids, window", [(True, None), (False, 40)])

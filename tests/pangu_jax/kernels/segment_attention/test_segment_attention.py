@@ -18,7 +18,7 @@ from pangu_jax.kernels.implementation import (
     UnknownImplementationError,
 )
 from pangu_jax.kernels.segment_attention import segment_attention
-from pangu_jax.kernels.segment_attention.blocks import work_list
+from pangu_jax.kernels.segment_attention.blocks import whole_blocks, work_list
 from pangu_jax.kernels.segment_attention.reference import segment_attention_reference
 from pangu_jax.kernels.segment_attention.xla import segment_attention_xla
 
@@ -236,6 +236,13 @@ def test_work_list_holds_every_visible_pair_and_skips_the_rest():
         assert not (needed & ~visited).any(), order
         if order != "permuted":
             assert (needed == visited).all(), order
+        for window in (None, 19):
+            distance = position[0][:, None] - position[0][None]
+            seen = dense & (distance < (window or 1000))
+            whole = whole_blocks(*ids, blocks=(count, count), sizes=(size, size), window=window)
+            all_seen = seen.reshape(count, size, count, size).all((1, 3))
+            assert (np.asarray(whole[0]) == all_seen).all(), (order, window)
+            assert all_seen.any() == (order != "permuted")
 
 
 def arrays_in(jaxpr):
