@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pangu_jax.models.config import DecoderConfig, ModelConfigError, RopeScaling
+from pangu_jax.models.config import DecoderConfig, RopeScaling
 from pangu_jax.models.rope import rope_frequencies
 from pangu_jax.weights.errors import WeightsError
 
@@ -56,7 +56,12 @@ class Metadata:
 
     def get(self, key: str, default: Any = None) -> Any:
         field = self._fields.get(key)
-        return default if field is None else field.contents()
+        try:
+            return default if field is None else field.contents()
+        except UnicodeDecodeError as error:
+            raise WeightsError(
+                f"{self.source}: the value of {key} is no text ({error})."
+            ) from error
 
     def own(self, key: str, default: Any = None) -> Any:
         """Value of '<architecture>.<key>'."""
@@ -81,6 +86,15 @@ def config_from_gguf(
     Raises:
       WeightsError: a missing key, or a feature that this decoder lacks.
     """
+    try:
+        return _config(metadata, shapes, rope_factors)
+    except WeightsError:
+        raise
+    except (TypeError, ValueError, ZeroDivisionError) as error:  # a value of the wrong kind or size
+        raise WeightsError(f"{metadata.source}: {error}") from error
+
+
+def _config(metadata, shapes, rope_factors) -> DecoderConfig:
     source = metadata.source
     hidden, heads = int(metadata.need("embedding_length")), _one(metadata, "attention.head_count")
     head_dim = int(metadata.own("attention.key_length", hidden // heads))
@@ -98,28 +112,28 @@ def config_from_gguf(
     embedding = shapes.get("token_embd.weight")
     if embedding is None:
         raise WeightsError(f"{source} lacks the tensor token_embd.weight: it is incomplete.")
+    layers = int(metadata.need("block_count"))
+    if layers > len(shapes):  # a damaged number, before a list of so many tensors is made
+        raise WeightsError(f"{source}: block_count={layers}, but there are {len(shapes)} tensors.")
     base = _short(metadata.own("rope.freq_base", 10_000.0))
-    try:
-        return DecoderConfig(
-            vocab_size=int(embedding[0]),
-            num_layers=int(metadata.need("block_count")),
-            hidden_dim=hidden,
-            mlp_dim=_one(metadata, "feed_forward_length"),
-            num_heads=heads,
-            num_kv_heads=_one(metadata, "attention.head_count_kv", heads),
-            head_dim=head_dim,
-            norm_eps=_short(metadata.need("attention.layer_norm_rms_epsilon")),
-            rope_base=base,
-            rope_scaling=_scaling(metadata, head_dim, base, rope_factors),
-            qkv_bias="blk.0.attn_q.bias" in shapes,
-            out_bias="blk.0.attn_output.bias" in shapes,
-            qk_norm=metadata.architecture == "qwen3",
-            tie_embeddings="output.weight" not in shapes,
-            init="traditional",
-            embedding_std=0.02,  # matters only to who trains such a model from scratch
-        )
-    except ModelConfigError as error:
-        raise WeightsError(f"{source}: {error}") from error
+    return DecoderConfig(
+        vocab_size=int(embedding[0]),
+        num_layers=layers,
+        hidden_dim=hidden,
+        mlp_dim=_one(metadata, "feed_forward_length"),
+        num_heads=heads,
+        num_kv_heads=_one(metadata, "attention.head_count_kv", heads),
+        head_dim=head_dim,
+        norm_eps=_short(metadata.need("attention.layer_norm_rms_epsilon")),
+        rope_base=base,
+        rope_scaling=_scaling(metadata, head_dim, base, rope_factors),
+        qkv_bias="blk.0.attn_q.bias" in shapes,
+        out_bias="blk.0.attn_output.bias" in shapes,
+        qk_norm=metadata.architecture == "qwen3",
+        tie_embeddings="output.weight" not in shapes,
+        init="traditional",
+        embedding_std=0.02,  # matters only to who trains such a model from scratch
+    )
 
 
 def _one(metadata: Metadata, key: str, default: int | None = None) -> int:

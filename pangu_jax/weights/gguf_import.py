@@ -25,6 +25,7 @@ from pangu_jax.weights.gguf_config import (
     config_from_gguf,
     is_interleaved,
 )
+from pangu_jax.weights.gguf_header import check_header
 from pangu_jax.weights.mapping import MappedTensor, check_inventory, map_tensors
 
 _BLOCK_ROWS = 4096
@@ -76,6 +77,7 @@ def open_gguf(path: str | os.PathLike) -> GgufFile:
     source = os.fspath(path)
     if not Path(path).is_file():
         raise WeightsError(f"There is no file {source}.")
+    check_header(source)
     try:
         reader = gguf.GGUFReader(source)
     except Exception as error:  # whatever the reader stumbles over in a damaged file

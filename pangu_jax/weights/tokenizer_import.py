@@ -70,15 +70,20 @@ def tokenizer_from_gguf(metadata: Metadata) -> LoadedTokenizer:
         raise WeightsError(f"{source} carries no tokenizer (tokenizer.ggml.tokens is missing).")
     types = get("token_type") or [_NORMAL] * len(tokens)
     model = get("model")
-    if model == "gpt2":
-        tokenizer = _byte_level(tokens, get("merges"), get("pre", "default"), source)
-    elif model == "llama":
-        tokenizer = _sentence_piece(tokens, types, get("scores"), get, source)
-    else:
+    if model not in ("gpt2", "llama"):
         raise WeightsError(
             f"{source}: tokenizer.ggml.model={model!r} is unknown; read are 'gpt2' and 'llama'."
         )
-    _add_special(tokenizer, tokens, types)
+    try:
+        if model == "gpt2":
+            tokenizer = _byte_level(tokens, get("merges"), get("pre", "default"), source)
+        else:
+            tokenizer = _sentence_piece(tokens, types, get("scores"), get, source)
+        _add_special(tokenizer, tokens, types)
+    except WeightsError:
+        raise
+    except Exception as error:  # the library raises bare Exception
+        raise WeightsError(f"{source}: its tokenizer does not fit together ({error}).") from error
     special = SpecialTokens(
         bos=get("bos_token_id"),
         eos=get("eos_token_id"),

@@ -14,7 +14,7 @@ from gguf.quants import dequantize, quantize
 from pangu_jax.models import RopeScaling
 from pangu_jax.models.rope import rope_frequencies
 from pangu_jax.parallel.mesh import MeshConfig, make_mesh
-from pangu_jax.weights import WeightsError, import_gguf
+from pangu_jax.weights import WeightsError, import_gguf, open_gguf, tokenizer_from_gguf
 
 SMALL = files.SMALL
 
@@ -191,6 +191,54 @@ def test_truncated_file(tmp_path, share):
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(WeightsError, match="truncated or no GGUF file"):
+        import_gguf(path)
+
+
+@pytest.mark.timeout(120)
+def test_a_damaged_header_is_an_error_or_harmless(tmp_path):
+    """Any one byte of the header: a clear error, never another exception or an endless loop."""
+    config = dataclasses.replace(SMALL, vocab_size=8)
+    path, _ = write(tmp_path / "m.gguf", config, edit=small_tokenizer)
+    good = path.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for place in rng.integers(0, good.index(b"output.weight"), 150):
+        data = bytearray(good)
+        data[place] = rng.integers(256)
+        path.write_bytes(data)
+        try:
+            file = open_gguf(path)
+            import_gguf(file)
+            tokenizer_from_gguf(file.metadata)
+        except WeightsError:
+            refused += 1
+    assert refused > 50
+
+
+def small_tokenizer(writer):
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(["a", "b", "ab"])
+    writer.add_token_types([1, 1, 3])
+    writer.add_token_merges(["a b"])
+
+
+@pytest.mark.parametrize(
+    "field, found, message",
+    [
+        # Right behind the key's name: type array, element type, then the number of elements.
+        (b"tokenizer.ggml.token_type", b"\x09\0\0\0\x05\0\0\0", "bytes are announced"),
+        (b"llama.block_count", b"\x04\0\0\0", "block_count="),
+    ],
+)
+def test_huge_numbers(tmp_path, field, found, message):
+    path, _ = write(tmp_path / "m.gguf", edit=small_tokenizer)
+    data = bytearray(path.read_bytes())
+    at = data.index(field) + len(field)
+    assert data[at : at + len(found)] == found
+    data[at + len(found) + 3] = 0x7F  # number + 127 * 2^24
+    path.write_bytes(data)
+    with pytest.raises(WeightsError, match=message):
         import_gguf(path)
 
 
