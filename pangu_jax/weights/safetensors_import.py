@@ -102,6 +102,11 @@ def import_safetensors(
         if config.tie_embeddings and _HEAD in shapes:
             _check_tied(tensors, shapes, str(folder))
             del shapes[_HEAD]
+        if config.num_layers > len(shapes):  # before a list of so many tensors is made
+            raise WeightsError(
+                f"{source}: num_hidden_layers={config.num_layers}, but {folder} holds "
+                f"{len(shapes)} tensors."
+            )
         mapped = map_tensors(config, tensor_names(config))
         check_inventory(shapes, mapped, str(folder), ignored=_IGNORED)
 

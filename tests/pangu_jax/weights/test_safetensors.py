@@ -237,6 +237,7 @@ def test_index_with_a_file_that_is_not_there(tmp_path, name, message):
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_type='yarn'"),
         ({"num_hidden_layers": None}, "lacks the key 'num_hidden_layers'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000, but"),
         ({"num_attention_heads": 3}, "num_heads=3 must be a multiple of num_kv_heads=2"),
         ({"vocab_size": "many"}, "a value has the wrong type"),
         ({"pangu_jax": {"init": "zeros"}}, "init='zeros' is not one of"),
