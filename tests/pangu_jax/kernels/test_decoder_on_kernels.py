@@ -7,10 +7,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from pangu_jax.models import Decoder, preset
 
 
+@pytest.mark.slow
 def test_loss_and_gradients_equal_those_on_xla():
     """Two scanned layers under remat, packed rows with padding, grouped heads."""
     config = preset(

@@ -138,6 +138,25 @@ def test_splash_matches_float64_definition(with_ids, window):
         assert padding.any() and all((x[padding] == 0).all() for x in got)
 
 
+def test_rows_can_lie_on_different_devices():
+    """The kernels inside shard_map, a row of the batch on each of two devices."""
+    args = arguments(((70, 50), (128,)), 128, 1, 1, 4)
+    want = run(segment_attention_interpret, args, jnp.float32, scale=0.3)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+
+    def split(q, k, v, q_segment_ids, kv_segment_ids, scale):
+        def local(q, k, v, ids):
+            return segment_attention_interpret(
+                q, k, v, q_segment_ids=ids, kv_segment_ids=ids, scale=scale
+            )
+
+        rows = jax.P("data")
+        mapped = jax.shard_map(local, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+        return mapped(q, k, v, q_segment_ids)
+
+    assert_close(run(split, args, jnp.float32, scale=0.3), want, 1e-6)
+
+
 def test_positions_alone_do_not_see_the_padding_inside():
     """Positions without segments, a length that is no whole block."""
     args = arguments(((150,),), 150, 2, 1, 4, "permuted")
