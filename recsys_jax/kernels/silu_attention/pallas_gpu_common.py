@@ -209,10 +209,9 @@ class Prepared:
         if spec.time:
             q_low, q_high = _bounds(queries, valid)
             k_low, k_high = _bounds(keys, valid)
-            # Bounds of query time - key time, in float32 since empty tiles would overflow int32;
-            # one part in 10^6 of slack covers the rounding.
-            below = (q_low[:, :, None] - k_high[:, None, :]).astype(jnp.float32)
-            above = (q_high[:, :, None] - k_low[:, None, :]).astype(jnp.float32)
+            # Bounds of query time - key time; slack of one part in 10^6 covers the rounding.
+            below = _difference(q_low[:, :, None], k_high[:, None, :])
+            above = _difference(q_high[:, :, None], k_low[:, None, :])
             least = jnp.where((below <= 0) & (above >= 0), 0, jnp.minimum(abs(below), abs(above)))
             most = jnp.maximum(abs(below), abs(above))
             edges = jnp.asarray(reachable, jnp.float32)
@@ -225,11 +224,22 @@ class Prepared:
 
 
 def _bounds(times, valid):
-    times = times.astype(jnp.float32)
-    low = jnp.where(valid, times, jnp.inf).min(-1)
-    high = jnp.where(valid, times, -jnp.inf).max(-1)
+    """Earliest and latest valid time along the last axis: int32, 0 where none is valid."""
+    limits = jnp.iinfo(jnp.int32)
+    low = jnp.where(valid, times, limits.max).min(-1)
+    high = jnp.where(valid, times, limits.min).max(-1)
     some = valid.any(-1)
     return jnp.where(some, low, 0), jnp.where(some, high, 0)
+
+
+def _difference(a, b):
+    """a - b of int32 times as float32, subtracted first: a float32 cannot hold a raw timestamp.
+
+    Where int32 would overflow (negative against positive times) the difference is so large that
+    the rounding of the operands does not matter.
+    """
+    coarse = a.astype(jnp.float32) - b.astype(jnp.float32)
+    return jnp.where(jnp.abs(coarse) < 2**30, (a - b).astype(jnp.float32), coarse)
 
 
 def position_tiles(position_weights, tiles):

@@ -32,7 +32,7 @@ def start(workdir, out, *flags):
 
 
 def finish(process):
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     return errors
 
@@ -87,7 +87,7 @@ def test_sigterm_and_resume_is_bitwise_equal(tmp_path, reference):
     delay = random.random() * 0.8
     time.sleep(delay)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 143, (delay, errors)
     assert "SIGTERM received" in errors
     assert not out.exists()
@@ -102,7 +102,7 @@ def test_two_kills_and_resume_is_bitwise_equal(tmp_path, reference):
         wait_for_step(run, least, process)
         time.sleep(random.random() * 0.8)
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
         assert process.returncode == -signal.SIGKILL
     finish(start(run, out))
     assert_same_run(run, out, reference)

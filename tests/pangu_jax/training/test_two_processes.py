@@ -31,7 +31,7 @@ def run(workdir, mode, count=2):
     ]
     results = []
     for process in processes:
-        out, errors = process.communicate(timeout=120)
+        out, errors = process.communicate(timeout=600)
         lines = [x for x in out.splitlines() if x.startswith(("RESULT", "REFUSED"))]
         assert lines, errors
         results.append(lines[0])

@@ -144,7 +144,7 @@ def test_two_processes_equal_one(tmp_path):
     assert len(want["users"]) == 21
     try:
         for process in started:
-            text, _ = process.communicate(timeout=240)
+            text, _ = process.communicate(timeout=600)
             assert process.returncode == 0, text[-3000:]
     finally:
         for process in started:
