@@ -55,6 +55,7 @@ def debug(models: Models) -> ConfigDict:
     config.train.steps = 12
     config.train.eval_every = 6
     config.train.log_every = 2
+    config.train.quick_compile = True
     config.evaluation.resamples = 200
     return config
 

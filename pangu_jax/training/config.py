@@ -29,6 +29,8 @@ class TrainConfig:
     nan_guard: 'stop' ends at a non-finite loss or gradient, with state and batch saved; 'skip'
       leaves that update out and goes on; 'off' does not look.
     prefetch: batches prepared ahead in a background thread.
+    quick_compile: on a CPU, compile with LLVM's first level of optimisation: for runs of a few
+      steps, which it shortens; a longer run would lose by it.
     progress: a bar, plain lines, nothing, or whichever suits the output.
     """
 
@@ -46,6 +48,7 @@ class TrainConfig:
     early_stopping_patience: int | None = None
     nan_guard: Literal["stop", "skip", "off"] = "stop"
     prefetch: int = 2
+    quick_compile: bool = False
     progress: Literal["auto", "bar", "plain", "none"] = "auto"
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)

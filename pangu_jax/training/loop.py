@@ -174,6 +174,8 @@ class _Run:
         def create(key):
             return create_state(init_fn, optimizer, key)
 
+        cpu = mesh.devices.flat[0].platform == "cpu"
+        quick = {"xla_backend_optimization_level": 1} if cpu else None
         key = jax.random.key(config.seed)
         boxed = jax.eval_shape(create, key)
         shardings = shardings_for(boxed, mesh, rules)
@@ -184,7 +186,10 @@ class _Run:
         if self.latest.steps():
             self._restore(abstract_with_shardings(boxed, mesh, rules))
         else:
-            self.state = jax.jit(lambda k: unbox(create(k)), out_shardings=shardings)(key)
+            # It runs once, so compiling it is what costs.
+            self.state = jax.jit(
+                lambda k: unbox(create(k)), out_shardings=shardings, compiler_options=quick
+            )(key)
             self.data_state = iterator_state(self.iterator)
         # Bests of a future that a killed process saw: this run decides about them anew.
         self.best.prune(above=self.tracker.last_eval_step)
@@ -193,7 +198,10 @@ class _Run:
         )
         fixed = replicated(mesh)
         self.dispatch = jax.jit(
-            dispatch, donate_argnums=(0,), out_shardings=(shardings, fixed, fixed)
+            dispatch,
+            donate_argnums=(0,),
+            out_shardings=(shardings, fixed, fixed),
+            compiler_options=quick if config.quick_compile else None,
         )
         self.bad_step = jax.device_put(jnp.int32(-1), fixed)
         first = jax.process_index() == 0
