@@ -26,7 +26,7 @@ EXPERIMENTS = {
     "pangu.pretrain": "pangu_jax.pretraining.experiment",
     "pangu.comparison": "pangu_jax.pretraining.comparison",
 }
-MODES = ("train", "eval", "predict", "generate", "benchmark")
+MODES = ("train", "eval", "predict", "generate", "needle", "benchmark")
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run lives; default: runs/<config>-<variant>."
@@ -36,8 +36,8 @@ _MODE = flags.DEFINE_enum(
     "train",
     MODES,
     "train: train what is not yet trained, evaluate, report. eval: evaluate the best checkpoints. "
-    "predict: write top-k lists. generate: continue a prompt. benchmark: time training and "
-    "evaluation.",
+    "predict: write top-k lists. generate: continue a prompt. needle: compare RoPE bases "
+    "on needles in long contexts. benchmark: time training and evaluation.",
 )
 _LIST = flags.DEFINE_bool("list", False, "Print every configuration, what it does and its cost.")
 _CPU_DEVICES = flags.DEFINE_integer(

@@ -88,6 +88,64 @@ class GenerateConfig:
             )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NeedleConfig:
+    """The needle test of `--mode=needle`, which chooses a RoPE base (docs/pangu_ultra.md).
+
+    lengths: tokens of haystack, needle, question and answer together; the longest is the target
+      that the base is chosen for. Empty: 1, 2 and 4 times the rows of the checkpoint's phase.
+    depths: of the needle, from 0 (the start of the haystack) to 1 (right before the question).
+    haystacks: per length and depth; with `together`, per length.
+    together: the needles of all depths in one haystack, each asked for. One pass instead of one
+      per depth, but harder: the values of the others are in the context too.
+    choices: values that the forced choice is among. digits: of a value.
+    bases: to compare. Empty: `default_bases` of the checkpoint's phase and the target.
+    buckets: parts of the context whose perplexity is told apart, a multiple of 4.
+    batch_rows: contexts at one time. max_length: what `lengths` may not exceed.
+    """
+
+    lengths: tuple[int, ...] = ()
+    depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    haystacks: int = 8
+    together: bool = False
+    choices: int = 8
+    digits: int = 4
+    bases: tuple[float, ...] = ()
+    buckets: int = 8
+    batch_rows: int = 4
+    max_length: int = 131_072
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("haystacks", "digits", "batch_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for length in self.lengths:
+            if not 1 <= length <= self.max_length:
+                raise ValueError(
+                    f"lengths has {length}; a length lies between 1 and "
+                    f"max_length={self.max_length} (raise it for longer contexts)"
+                )
+        if not self.depths or any(not 0 <= depth <= 1 for depth in self.depths):
+            raise ValueError(f"depths={self.depths} must be fractions in [0, 1], at least one")
+        if any(not 0 < base < float("inf") for base in self.bases):
+            raise ValueError(f"bases={self.bases} must be positive and finite: they are RoPE bases")
+        if self.digits > 6:
+            raise ValueError(f"digits={self.digits} must be at most 6")
+        if not 2 <= self.choices <= 9 * 10 ** (self.digits - 1):
+            raise ValueError(
+                f"choices={self.choices} must be at least 2 and at most "
+                f"{9 * 10 ** (self.digits - 1)}, the values of digits={self.digits}"
+            )
+        if self.together and len(self.depths) > self.choices:
+            raise ValueError(
+                f"together: {len(self.depths)} depths need as many values, but "
+                f"choices={self.choices}; raise it or give fewer depths"
+            )
+        if self.buckets < 4 or self.buckets % 4:
+            raise ValueError(f"buckets={self.buckets} must be a positive multiple of 4")
+
+
 def _mixtures() -> dict[str, Mixture]:
     return {
         name: Mixture(
@@ -121,6 +179,7 @@ class PretrainConfig:
     schedule: ScheduleConfig = ScheduleConfig()
     held_out: HeldOutConfig = HeldOutConfig()
     generate: GenerateConfig = GenerateConfig()
+    needle: NeedleConfig = NeedleConfig()
     z_loss: float = 0.0
     train: TrainConfig = TrainConfig(best_metric="loss", best_mode="min")
 
