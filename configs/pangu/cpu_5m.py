@@ -60,7 +60,9 @@ def pretrain_config(variant: str) -> PretrainConfig:
                     warmup_fraction=0.1,
                 ),
                 held_out=HeldOutConfig(rows=4),
-                train=dataclasses.replace(train, eval_every=20, checkpoint_every=20),
+                train=dataclasses.replace(
+                    train, eval_every=20, checkpoint_every=20, quick_compile=True
+                ),
             )
         )  # fmt: skip
     if variant not in VARIANTS:

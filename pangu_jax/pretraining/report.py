@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pangu_jax.pretraining.config import PretrainConfig
-from pangu_jax.pretraining.objective import read_statistics
+from pangu_jax.pretraining.layer_statistics import read_statistics
 from pangu_jax.pretraining.plots import plot_lines
 from pangu_jax.training.metrics_writer import read_metrics
 from pangu_jax.training.phases import PhaseSchedule

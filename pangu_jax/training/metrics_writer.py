@@ -37,7 +37,7 @@ class MetricsWriter:
         self._translate(self._truncate, limits)
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
         if tensorboard is not None:
-            self._board = _open_tensorboard(tensorboard, resume_step + 1)
+            self._board = open_tensorboard(tensorboard, resume_step + 1)
 
     def write(
         self, step: int, kind: str, values: dict[str, Any], time: dict[str, float] | None = None
@@ -136,7 +136,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _open_tensorboard(folder, purge_step: int):
+def open_tensorboard(folder, purge_step: int):
+    """A SummaryWriter that hides what an earlier one wrote from `purge_step` on.
+
+    None where tensorboardX is not installed.
+    """
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,8 @@ from pangu_jax.models import Decoder, preset
 from pangu_jax.pretraining import experiment
 from pangu_jax.pretraining.config import HeldOutConfig, PretrainConfig, ScheduleConfig
 from pangu_jax.pretraining.corpus import PretrainError, open_corpus
-from pangu_jax.pretraining.objective import HeldOut, read_statistics
+from pangu_jax.pretraining.layer_statistics import read_statistics
+from pangu_jax.pretraining.objective import HeldOut
 from pangu_jax.pretraining.sampling import sample_tokens
 from pangu_jax.training.checkpoint import Checkpoints
 from pangu_jax.training.config import TrainConfig
@@ -65,7 +68,7 @@ def config(tmp_path_factory):
         held_out=HeldOutConfig(rows=2),
         train=TrainConfig(
             log_every=4, eval_every=8, checkpoint_every=8, best_metric="loss", best_mode="min",
-            progress="none",
+            progress="none", quick_compile=True,
             optimizer=OptimizerConfig(b2=0.95, weight_decay=0.1, clip_norm=1.0),
         ),
     )  # fmt: skip
@@ -100,6 +103,9 @@ def test_phases_follow_one_another_and_the_loss_falls(config, trained):
     assert set(gains) == {"attn_norm", "post_attn_norm", "mlp_norm", "post_mlp_norm"}
     assert len(gains["attn_norm"]["mean"]) == layers
     assert len(statistics[-1]["activations"]["mlp"]["top1"]) == layers
+    events = b"".join(p.read_bytes() for p in (trained / "tensorboard" / "layers").iterdir())
+    for name in (b"gains/post_mlp_norm_mean/layer_00", b"activations/residual_top1/layer_01"):
+        assert name in events
 
 
 def test_the_report_names_every_phase_and_domain(config, trained):
@@ -115,17 +121,17 @@ def test_the_report_names_every_phase_and_domain(config, trained):
 @pytest.mark.parametrize("stop_at", [8, 24])
 def test_interrupted_and_resumed_equals_uninterrupted(config, trained, tmp_path, monkeypatch,
                                                       stop_at):  # fmt: skip
-    whole = HeldOut.__call__
+    whole = HeldOut.evaluate
 
-    def stop(self, params, step):
+    def stop(self, model, params, step):
         if step == stop_at:
             raise StopRequested
-        return whole(self, params, step)
+        return whole(self, model, params, step)
 
-    monkeypatch.setattr(HeldOut, "__call__", stop)
+    monkeypatch.setattr(HeldOut, "evaluate", stop)
     experiment.run("train", config, tmp_path, [])
     assert max(Checkpoints(tmp_path / "checkpoints" / "latest", writable=False).steps()) == stop_at
-    monkeypatch.setattr(HeldOut, "__call__", whole)
+    monkeypatch.setattr(HeldOut, "evaluate", whole)
     assert experiment.run("train", config, tmp_path, []) == 0
     step, resumed = final_params(config, tmp_path)
     want_step, want = final_params(config, trained)
@@ -139,7 +145,14 @@ def test_interrupted_and_resumed_equals_uninterrupted(config, trained, tmp_path,
 
 def test_eval_and_generate_take_the_checkpoint(config, trained, capsys):
     assert experiment.run("eval", config, trained, []) == 0
-    assert "bits_per_byte/english" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "bits_per_byte/english" in out
+    # The best step lies in a late phase, whose RoPE base is not the configuration's.
+    step = int(re.search(r"Checkpoint of step ([\d,]+)", out)[1].replace(",", ""))
+    assert config.schedule.build().phase_at(step - 1) > 0
+    (recorded,) = (r["values"]["loss"] for r in read_metrics(trained / "metrics.jsonl")
+                   if r["kind"] == "eval" and r["step"] == step)  # fmt: skip
+    assert float(re.search(r"loss +([\d.]+)", out)[1]) == pytest.approx(recorded, abs=6e-5)
     changed = dataclasses.replace(
         config, generate=dataclasses.replace(config.generate, prompt="the model", max_tokens=8)
     )
@@ -152,14 +165,14 @@ def test_eval_and_generate_take_the_checkpoint(config, trained, capsys):
 
 def test_greedy_sampling_equals_the_full_forward_pass(config):
     model = Decoder(config.model)
-    params = model.init(jax.random.key(1), jnp.zeros((1, 4), jnp.int32))["params"]
-    params = jax.tree.map(lambda x: 3.0 * x, jax.tree.map(
-        lambda x: x, jax.tree_util.tree_map(lambda b: getattr(b, "value", b), params,
-                                            is_leaf=lambda b: hasattr(b, "value"))))  # fmt: skip
+    init = jax.jit(lambda key: nn.unbox(model.init(key, jnp.zeros((1, 4), jnp.int32))["params"]))
+    params = jax.tree.map(lambda x: 3.0 * x, init(jax.random.key(1)))
+    forward = jax.jit(lambda tokens: model.apply({"params": params}, tokens))
     prompt, want = [5, 17, 200], []
     for _ in range(6):
-        logits = model.apply({"params": params}, jnp.asarray([prompt + want], jnp.int32))
-        want.append(int(jnp.argmax(logits[0, -1])))
+        known = prompt + want
+        row = jnp.asarray([known + [0] * (10 - len(known))], jnp.int32)  # causal: one shape
+        want.append(int(jnp.argmax(forward(row)[0, len(known) - 1])))
     got = sample_tokens(config.model, params, prompt, max_tokens=6, eod_id=-1, temperature=0.0)
     assert got == want
     stop = want[3]
