@@ -17,6 +17,7 @@ from pangu_jax.parallel.mesh import make_mesh
 from pangu_jax.parallel.sharding import abstract_with_shardings
 from pangu_jax.pretraining.config import PretrainConfig
 from pangu_jax.pretraining.corpus import Corpus, open_corpus
+from pangu_jax.pretraining.layer_statistics import LayerStatistics
 from pangu_jax.pretraining.objective import HeldOut, make_loss, with_rope_base
 from pangu_jax.pretraining.report import write_report
 from pangu_jax.pretraining.sampling import sample_tokens
@@ -55,7 +56,10 @@ def train(config: PretrainConfig, schedule: PhaseSchedule, corpus: Corpus, workd
     mesh = make_mesh(config.train.mesh)
     _announce(config, schedule, corpus, workdir)
     with Workdir.open(workdir, config, allowed_changes=_MAY_CHANGE, seed=config.train.seed) as held:
-        held_out = _held_out(config, schedule, corpus, mesh, held.path / STATISTICS)
+        statistics = None
+        if config.held_out.layer_statistics:
+            statistics = LayerStatistics(held.path / STATISTICS, held.tensorboard / "layers")
+        held_out = _held_out(config, schedule, corpus, mesh, statistics)
         for index, phase in enumerate(schedule.phases):
             end = schedule.starts()[index + 1]
             last = index == len(schedule.phases) - 1
@@ -92,7 +96,7 @@ def _fit_phase(config, schedule, index, corpus, mesh, workdir, held_out):
         config=dataclasses.replace(config.train, steps=schedule.starts()[index + 1]),
         workdir=workdir,
         mesh=mesh,
-        evaluate=held_out,
+        evaluate=lambda params, step: held_out.evaluate(model, params, step),
         describe_batch=lambda batch: {"tokens": float(np.sum(batch["labels"] >= 0))},
         schedule=schedule.as_optax(),
         stream=phase.name,
@@ -104,11 +108,10 @@ def _without_domains(batch):
     return {name: x for name, x in batch.items() if name != "domains"}
 
 
-def _held_out(config, schedule, corpus, mesh: Mesh, file: pathlib.Path | None) -> HeldOut:
-    wanted = config.held_out
+def _held_out(config, schedule, corpus, mesh: Mesh, statistics=None) -> HeldOut:
     return HeldOut(
-        corpus, config.model, mesh, seq_len=schedule.phases[0].seq_len, rows=wanted.rows,
-        statistics_file=file if wanted.layer_statistics else None,
+        corpus, mesh, seq_len=schedule.phases[0].seq_len, rows=config.held_out.rows,
+        statistics=statistics,
     )  # fmt: skip
 
 
@@ -143,21 +146,21 @@ def _announce(config, schedule, corpus, workdir) -> None:
 
 
 def _params(config, schedule, mesh, workdir, which="auto"):
-    """(model of the last phase, step, parameters)."""
-    model = with_rope_base(config.model, schedule.phases[-1].rope_base)
+    """(model with the RoPE base of the checkpoint's phase, step, parameters)."""
     example = jnp.zeros((1, 8), jnp.int32)
-    boxed = jax.eval_shape(lambda key: Decoder(model).init(key, example)["params"],
+    boxed = jax.eval_shape(lambda key: Decoder(config.model).init(key, example)["params"],
                            jax.random.key(0))  # fmt: skip
     step, params = load_params(workdir, abstract_with_shardings(boxed, mesh), which=which)
-    return model, step, params
+    phase = schedule.phases[schedule.phase_at(max(step - 1, 0))]
+    return with_rope_base(config.model, phase.rope_base), step, params
 
 
 def _evaluate(config, schedule, corpus, workdir) -> int:
     mesh = make_mesh(config.train.mesh)
     with jax.set_mesh(mesh):
-        held_out = _held_out(config, schedule, corpus, mesh, None)
-        _, step, params = _params(config, schedule, mesh, workdir)
-        values = held_out(params, step)
+        held_out = _held_out(config, schedule, corpus, mesh)
+        model, step, params = _params(config, schedule, mesh, workdir)
+        values = held_out.evaluate(model, params, step)
     _say(f"Checkpoint of step {step:,}, held-out documents:")
     for name, value in values.items():
         _say(f"  {name:28s} {value:.4f}")
