@@ -71,17 +71,21 @@ class HeldOutConfig:
 class GenerateConfig:
     """Sampling for `--mode=generate` and for the samples in the report.
 
+    max_tokens: None takes 64, or what the rows that the checkpoint was trained on leave after the
+      prompt. beyond_trained_length: allow positions past those rows, where the model knows nothing.
     temperature 0 takes the most probable token. top_k 0 keeps all tokens.
     """
 
     prompt: str = "The function returns"
-    max_tokens: int = 64
+    max_tokens: int | None = None
+    beyond_trained_length: bool = False
     temperature: float = 0.8
     top_k: int = 40
     seed: int = 0
 
     def __post_init__(self):
-        if self.max_tokens < 1 or self.temperature < 0 or self.top_k < 0:
+        too_few = self.max_tokens is not None and self.max_tokens < 1
+        if too_few or self.temperature < 0 or self.top_k < 0:
             raise ValueError(
                 f"max_tokens={self.max_tokens} must be at least 1, temperature={self.temperature} "
                 f"and top_k={self.top_k} not negative"

@@ -16,7 +16,7 @@ from pangu_jax.models import Decoder
 from pangu_jax.parallel.mesh import make_mesh
 from pangu_jax.parallel.sharding import abstract_with_shardings
 from pangu_jax.pretraining.config import PretrainConfig
-from pangu_jax.pretraining.corpus import Corpus, open_corpus
+from pangu_jax.pretraining.corpus import Corpus, PretrainError, open_corpus
 from pangu_jax.pretraining.layer_statistics import LayerStatistics
 from pangu_jax.pretraining.objective import HeldOut, make_loss, with_rope_base
 from pangu_jax.pretraining.report import write_report
@@ -29,6 +29,7 @@ from pangu_jax.training.utilisation import utilisation
 from pangu_jax.training.workdir import ALLOWED_CHANGES
 
 STATISTICS = "layer_statistics.jsonl"
+_MAX_TOKENS = 64  # of a sample whose length is left open
 _MAY_CHANGE = (
     *ALLOWED_CHANGES, "generate.*", "needle.*", "held_out.*", "cpu_devices", "corpus_folder",
 )  # fmt: skip
@@ -146,20 +147,20 @@ def _announce(config, schedule, corpus, workdir) -> None:
 
 
 def _params(config, schedule, mesh, workdir, which="auto"):
-    """(model with the RoPE base of the checkpoint's phase, step, parameters)."""
+    """(phase of the checkpoint, model with the RoPE base of that phase, step, parameters)."""
     example = jnp.zeros((1, 8), jnp.int32)
     boxed = jax.eval_shape(lambda key: Decoder(config.model).init(key, example)["params"],
                            jax.random.key(0))  # fmt: skip
     step, params = load_params(workdir, abstract_with_shardings(boxed, mesh), which=which)
     phase = schedule.phases[schedule.phase_at(max(step - 1, 0))]
-    return with_rope_base(config.model, phase.rope_base), step, params
+    return phase, with_rope_base(config.model, phase.rope_base), step, params
 
 
 def _evaluate(config, schedule, corpus, workdir) -> int:
     mesh = make_mesh(config.train.mesh)
     with jax.set_mesh(mesh):
         held_out = _held_out(config, schedule, corpus, mesh)
-        model, step, params = _params(config, schedule, mesh, workdir)
+        _, model, step, params = _params(config, schedule, mesh, workdir)
         values = held_out.evaluate(model, params, step)
     _say(f"Checkpoint of step {step:,}, held-out documents:")
     for name, value in values.items():
@@ -167,12 +168,20 @@ def _evaluate(config, schedule, corpus, workdir) -> int:
     return 0
 
 
-def _sample(config, model, params, corpus) -> str:
-    wanted = config.generate
+def _sample(wanted, phase, model, params, corpus) -> str:
     tokenizer = corpus.tokenizer
     prompt = tokenizer.encode(wanted.prompt).ids
+    room = phase.seq_len - len(prompt)
+    count = wanted.max_tokens or max(1, min(_MAX_TOKENS, room))
+    if count > room and not wanted.beyond_trained_length:
+        raise PretrainError(
+            f"The prompt's {len(prompt)} tokens and generate.max_tokens={count} are more than the "
+            f"{phase.seq_len} tokens of the rows that phase {phase.name} trained on (RoPE base "
+            f"{phase.rope_base:g}). Take a prompt and max_tokens of {phase.seq_len} together, or "
+            "set --config.generate.beyond_trained_length=True."
+        )
     tokens = sample_tokens(
-        model, params, prompt, max_tokens=wanted.max_tokens, eod_id=corpus.train.eod_id,
+        model, params, prompt, max_tokens=count, eod_id=corpus.train.eod_id,
         temperature=wanted.temperature, top_k=wanted.top_k, seed=wanted.seed,
     )  # fmt: skip
     return tokenizer.decode(tokens)
@@ -181,8 +190,8 @@ def _sample(config, model, params, corpus) -> str:
 def _generate(config, schedule, corpus, workdir) -> int:
     mesh = make_mesh(config.train.mesh)
     with jax.set_mesh(mesh):
-        model, step, params = _params(config, schedule, mesh, workdir)
-        text = _sample(config, model, params, corpus)
+        phase, model, step, params = _params(config, schedule, mesh, workdir)
+        text = _sample(config.generate, phase, model, params, corpus)
     _say(f"step {step:,}\n{config.generate.prompt}{text}")
     return 0
 
@@ -192,8 +201,7 @@ def _needle(config, schedule, corpus, workdir) -> int:
 
     mesh = make_mesh(config.train.mesh)
     with jax.set_mesh(mesh):
-        model, step, params = _params(config, schedule, mesh, workdir)
-        phase = schedule.phases[schedule.phase_at(max(step - 1, 0))]
+        phase, model, step, params = _params(config, schedule, mesh, workdir)
         choice = needle_choice.choose_rope_base(
             model, params, needle.documents_of(corpus.held_out), needle.encoder(corpus.tokenizer),
             config.needle, trained_length=phase.seq_len, trained_base=phase.rope_base, say=_say,
@@ -210,8 +218,9 @@ def _needle(config, schedule, corpus, workdir) -> int:
 def _report(config, schedule, corpus, workdir) -> None:
     mesh = make_mesh(config.train.mesh)
     with jax.set_mesh(mesh):
-        model, step, params = _params(config, schedule, mesh, workdir)
-        text = _sample(config, model, params, corpus)
+        phase, model, step, params = _params(config, schedule, mesh, workdir)
+        wanted = dataclasses.replace(config.generate, max_tokens=None, beyond_trained_length=True)
+        text = _sample(wanted, phase, model, params, corpus)
     if jax.process_index() == 0:
         path = write_report(
             pathlib.Path(workdir), config, schedule,

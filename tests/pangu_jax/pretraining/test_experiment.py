@@ -84,7 +84,7 @@ def trained(config, tmp_path_factory):
 def final_params(config, workdir):
     schedule = config.schedule.build()
     mesh = experiment.make_mesh(config.train.mesh)
-    _, step, params = experiment._params(config, schedule, mesh, workdir, which="latest")
+    _, _, step, params = experiment._params(config, schedule, mesh, workdir, which="latest")
     return step, params
 
 
@@ -118,7 +118,7 @@ def test_the_report_names_every_phase_and_domain(config, trained):
         assert (trained / "report" / image).stat().st_size > 2000
 
 
-@pytest.mark.parametrize("stop_at", [8, 24])
+@pytest.mark.parametrize("stop_at", [pytest.param(8, marks=pytest.mark.slow), 24])
 def test_interrupted_and_resumed_equals_uninterrupted(config, trained, tmp_path, monkeypatch,
                                                       stop_at):  # fmt: skip
     whole = HeldOut.evaluate
@@ -161,6 +161,9 @@ def test_eval_and_generate_take_the_checkpoint(config, trained, capsys):
     assert "the model" in first
     experiment.run("generate", changed, trained, [])
     assert capsys.readouterr().out == first
+    longer = dataclasses.replace(changed.generate, max_tokens=10_000)
+    with pytest.raises(PretrainError, match=r"max_tokens=10000 are more than the \d+ tokens"):
+        experiment.run("generate", dataclasses.replace(config, generate=longer), trained, [])
 
 
 def test_greedy_sampling_equals_the_full_forward_pass(config):
