@@ -2,10 +2,10 @@
 
     python benchmarks/needle_smollm2.py --report=/tmp/needle
 
-A model that can find needles, so that the test itself is tested: with the base that it was trained
-with it must answer far above the control, with a wrong one it must not. The model is not trained
-further for any base. Haystacks are docstrings of the standard library and descriptions of the
-installed packages. Prints JSON lines and writes needle.json, needle.md and needle.png.
+A model that can find needles, so that the test itself is tested: it must answer far above the
+control. Bases: the model's own, 100,000, and 10,000; it is not trained further for any. Haystacks
+are docstrings of the standard library and descriptions of the installed packages. Prints JSON
+lines and writes needle.json, needle.md and needle.png.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def numbers(kind):
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", type=numbers(int), default=(512, 1024, 2048, 3072))
-    parser.add_argument("--bases", type=numbers(float), default=(1e4, 1e5, 4e5))
+    parser.add_argument("--bases", type=numbers(float), default=(1e4, 1e5))
     parser.add_argument("--depths", type=numbers(float), default=(0.0, 0.25, 0.5, 0.75, 1.0))
     parser.add_argument("--haystacks", type=int, default=2, help="Per length.")
     parser.add_argument("--choices", type=int, default=5, help="Values to choose from.")

@@ -123,17 +123,19 @@ def interval(hits: int, count: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def needle_differs(a: Outcome, b: Outcome, level: float) -> bool:
-    """Whether two bases answer the same questions differently beyond noise, by greedy answers or
-    by choice: an exact sign test on the questions that only one of them gets right."""
+def beats(a: Outcome, b: Outcome, level: float) -> bool:
+    """Whether `a` answers the same questions better than `b` beyond noise, by greedy answers or by
+    choice, and `b` is not better by the other: exact sign tests on the questions that only one of
+    them gets right."""
     from scipy.stats import binomtest
 
+    better = worse = False
     for x, y in ((a.exact, b.exact), (a.choice, b.choice)):
-        only_x, only_y = int((x & ~y).sum()), int((y & ~x).sum())
+        only_a, only_b = int((x & ~y).sum()), int((y & ~x).sum())
         # Two tests, exact and choice, share the level.
-        if only_x + only_y and binomtest(only_x, only_x + only_y).pvalue < level / 2:
-            return True
-    return False
+        if only_a + only_b and binomtest(only_a, only_a + only_b).pvalue < level / 2:
+            better, worse = better or only_a > only_b, worse or only_a < only_b
+    return better and not worse
 
 
 def perplexity_differs(a: Outcome, b: Outcome, level: float) -> bool:
@@ -149,8 +151,8 @@ def perplexity_differs(a: Outcome, b: Outcome, level: float) -> bool:
 def choose(outcomes: Sequence[Outcome]) -> tuple[float, bool, str]:
     """(base, whether it is clear, why) of outcomes at one length.
 
-    Leader is who answers most questions exactly, then by choice. Bases that the needle test cannot
-    tell from the leader are its equals; the one with the lowest perplexity in the last quarter of
+    Leader is who answers most questions exactly, then by choice. Bases that it does not beat
+    beyond noise are its equals; the one with the lowest perplexity in the last quarter of
     the contexts wins. All pairs share the level of 5 % (Bonferroni).
     """
     pairs = max(math.comb(len(outcomes), 2), 1)
@@ -158,7 +160,7 @@ def choose(outcomes: Sequence[Outcome]) -> tuple[float, bool, str]:
     leader = max(
         outcomes, key=lambda o: (o.exact.sum(), o.choice.sum(), -o.last_quarter_perplexity())
     )
-    equals = [o for o in outcomes if o is leader or not needle_differs(o, leader, level)]
+    equals = [o for o in outcomes if o is leader or not beats(leader, o, level)]
     best = min(equals, key=lambda o: o.last_quarter_perplexity())
     unsure = [o for o in equals if o is not best and not perplexity_differs(best, o, level)]
     behind = [f"{o.base:g}" for o in outcomes if o not in equals]

@@ -45,8 +45,10 @@ def write_needle_report(
         f"{settings.choices}; chance is {1 / settings.choices:.3g} for a model without "
         "preferences, and the control, which has the same questions on text without the needle, "
         "shows what this model does without reading. Margin: mean log-probability of the right "
-        "value less that of the best other. In brackets 95 % intervals (Wilson), which take the "
-        "questions as independent. Perplexity is that of the text without needles in the last "
+        "value less that of the best other. In brackets 95 % intervals (Wilson). They and the "
+        "verdict take questions as independent"
+        + (", which those about one haystack are not quite" if settings.together else "")
+        + ". Perplexity is that of the text without needles in the last "
         "quarter of its positions.",
         "## Perplexity by position\n\n"
         + "\n\n".join(_by_position(choice.at(length)) for length in lengths),

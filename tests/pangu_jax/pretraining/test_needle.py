@@ -274,6 +274,18 @@ def test_perplexity_decides_between_equals():
     assert (base, clear) == (2.0, True) and "rules out 3 " in why
 
 
+def test_better_by_choice_is_not_beaten():
+    # More exact answers within noise, far fewer right choices: both stay, perplexity decides.
+    a = outcome(1.0, [True] * 2 + [False] * 28, 3.0, choice=[True] * 2 + [False] * 28)
+    b = outcome(2.0, [False] * 29 + [True], 2.0, choice=[True] * 30)
+    assert needle_choice.beats(b, a, 0.05) and not needle_choice.beats(a, b, 0.05)
+    assert choose([a, b])[0] == 2.0
+    c = outcome(2.0, [True] * 7 + [False] * 23, 3.0)
+    none = outcome(1.0, [False] * 30, 2.0)
+    assert needle_choice.beats(c, none, 0.05) and not needle_choice.beats(none, c, 0.05)
+    assert not needle_choice.beats(c, none, 0.03)  # 2 / 2^7 = 0.0156
+
+
 def test_noise_is_called_noise():
     a, b = outcome(1.0, [True, False] * 5, 2.0), outcome(2.0, [False, True] * 5, 2.0)
     base, clear, why = choose([a, b])
