@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -29,11 +31,38 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", normal(self.std, *self.axes), self.shape)
-        y = jnp.einsum(self.equation, x, kernel.astype(self.dtype))
+        y = product(self.equation, x, kernel.astype(self.dtype))
         if self.bias_rank:
             axes, shape = self.axes[-self.bias_rank :], self.shape[-self.bias_rank :]
             y = y + self.param("bias", constant(0.0, *axes), shape).astype(self.dtype)
         return y
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def product(equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """einsum(equation, x, kernel), with the kernel's gradient formed in the kernel's own order.
+
+    Automatic differentiation forms it transposed and turns it round; XLA on CPU then writes the
+    wide activations anew in transposed order and takes a slow path for the product. All axes of x
+    that the kernel lacks must be in the result, and none may be in all three.
+    """
+    return jnp.einsum(equation, x, kernel)
+
+
+def _product_forward(equation, x, kernel):
+    return product(equation, x, kernel), (x, kernel)
+
+
+def _product_backward(equation, residuals, dy):
+    x, kernel = residuals
+    operands, of_y = equation.split("->")
+    of_x, of_kernel = operands.split(",")
+    dx = jnp.einsum(f"{of_y},{of_kernel}->{of_x}", dy, kernel)
+    d_kernel = jnp.einsum(f"{of_x},{of_y}->{of_kernel}", x, dy)
+    return dx.astype(x.dtype), d_kernel.astype(kernel.dtype)
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -16,10 +16,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from pangu_jax.kernels.implementation import current_platform
 from pangu_jax.kernels.segment_attention.blocks import work_list
 from pangu_jax.kernels.segment_attention.reference import row_order, visible
+
+# What a rematerialisation policy may keep by name, so that the backward pass alone is repeated.
+ATTENTION_RESIDUALS = "segment_attention"
 
 
 class _Static(NamedTuple):
@@ -193,6 +197,7 @@ def _forward(static, q, k, v, ids):
     order = jnp.arange(blocks.shape[0])
     _, (out, log_sums) = jax.lax.scan(query_block, None, (order, blocks, *work))
     out = _join(out, static.block_q, problem.groups)
+    out, log_sums = checkpoint_name((out, log_sums), ATTENTION_RESIDUALS)
     return out, (q, k, v, ids, out, log_sums)
 
 
