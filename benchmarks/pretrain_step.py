@@ -66,7 +66,7 @@ def model_config(options, side: str):
     from pangu_jax.models import preset
 
     scheme = "dssn" if side == "dssn" else "pre_ln"
-    wanted = {"norm_scheme": scheme, "dtype": "float32", "remat": "none"}
+    wanted = {"norm_scheme": scheme, "dtype": "float32"}
     return preset(options.preset, **(wanted | json.loads(options.changes)))
 
 
