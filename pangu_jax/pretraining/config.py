@@ -179,7 +179,7 @@ class PretrainConfig:
     )
     corpus_folder: str | None = None
     mixtures: dict[str, Mixture] = dataclasses.field(default_factory=_mixtures)
-    packing: PackingConfig = PackingConfig()
+    packing: PackingConfig = PackingConfig(shuffle_rows=256)
     schedule: ScheduleConfig = ScheduleConfig()
     held_out: HeldOutConfig = HeldOutConfig()
     generate: GenerateConfig = GenerateConfig()

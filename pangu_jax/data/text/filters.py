@@ -30,6 +30,8 @@ class FilterConfig:
       max_repeated_lines: share of lines (not blank) that have occurred before in the document.
       max_top_ngram: share of the words covered by the most frequent run of `ngram` words; looked
         at from 50 words on.
+      max_mean_word: mean length of what white space separates, at most: lists of addresses, hashes
+        and tables of numbers are longer than prose.
       min_distinct_words: distinct words per word over the first 1,000 words.
     """
 
@@ -43,6 +45,7 @@ class FilterConfig:
     max_repeated_lines: float = 0.4
     max_top_ngram: float = 0.2
     ngram: int = 4
+    max_mean_word: float = 12.0
     min_distinct_words: float = 0.05
 
     def __post_init__(self):
@@ -61,15 +64,21 @@ class FilterConfig:
 DEFAULT_FILTERS: dict[str, FilterConfig] = {
     "code": FilterConfig(
         min_alpha=0.35, max_symbols=0.4, min_mean_line=5, max_mean_line=300, max_line=2_000,
-        max_repeated_lines=0.6, max_top_ngram=0.3,
+        max_repeated_lines=0.6, max_top_ngram=0.3, max_mean_word=30.0,
     ),
-    "math": FilterConfig(min_alpha=0.2, max_symbols=0.5, min_mean_line=3),
-    "instruction": FilterConfig(min_chars=20, max_symbols=0.4, max_repeated_lines=0.7),
-    "chinese": FilterConfig(min_chars=30, min_mean_line=4, max_symbols=0.35, max_top_ngram=1.0),
+    "math": FilterConfig(min_alpha=0.2, max_symbols=0.5, min_mean_line=3, max_mean_word=30.0),
+    "instruction": FilterConfig(
+        min_chars=20, max_symbols=0.4, max_repeated_lines=0.7, max_mean_word=30.0
+    ),
+    # Written without spaces between words.
+    "chinese": FilterConfig(
+        min_chars=30, min_mean_line=4, max_symbols=0.35, max_top_ngram=1.0, max_mean_word=100_000.0
+    ),
+    "multilingual": FilterConfig(max_mean_word=100_000.0),
 }  # fmt: skip
 
-FILTERS = ("short", "long", "alpha", "symbols", "line_length", "repeated_lines", "repeated_words",
-           "few_words")  # fmt: skip
+FILTERS = ("short", "long", "alpha", "symbols", "line_length", "word_length", "repeated_lines",
+           "repeated_words", "few_words")  # fmt: skip
 _SYMBOL = re.compile(r"[^\w\s.,;:'\"!?()-]")
 _WORD = re.compile(r"\w+")
 
@@ -81,7 +90,8 @@ def broken_rule(document: Document, config: FilterConfig) -> str | None:
         return "short"
     if len(text) > config.max_chars:
         return "long"
-    solid = sum(map(len, text.split()))
+    pieces = text.split()
+    solid = sum(map(len, pieces))
     if sum(map(str.isalpha, text)) < config.min_alpha * max(solid, 1):
         return "alpha"
     if len(_SYMBOL.findall(text)) > config.max_symbols * len(text):
@@ -91,6 +101,8 @@ def broken_rule(document: Document, config: FilterConfig) -> str | None:
     longest = max(map(len, lines), default=0)
     if not config.min_mean_line <= mean <= config.max_mean_line or longest > config.max_line:
         return "line_length"
+    if solid > config.max_mean_word * max(len(pieces), 1):
+        return "word_length"
     if len(lines) - len(set(lines)) > config.max_repeated_lines * len(lines):
         return "repeated_lines"
     words = _WORD.findall(text.lower())

@@ -82,6 +82,35 @@ class ConcatRows:
         return self._plans[epoch]
 
 
+class ShuffledRows:
+    """Rows of another plan in an order of their own within successive windows.
+
+    Successive rows are pieces of one document wherever documents are longer than rows; a window
+    of some hundred rows spreads them over many batches. The order of windows stays, so a
+    curriculum does.
+
+    Args:
+      window: rows that change places among each other. key: integers that seed the order.
+    """
+
+    def __init__(self, plan, window: int, key: tuple[int, ...]):
+        self._plan, self._window, self._key = plan, window, key
+        self._orders: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def row(self, number: int) -> Pieces:
+        """The pieces of a row, any row at any time."""
+        window, place = divmod(number, self._window)
+        with self._lock:
+            if window not in self._orders:
+                rng = np.random.default_rng((*self._key, window))
+                self._orders[window] = rng.permutation(self._window)
+                while len(self._orders) > _KEPT_EPOCHS:
+                    self._orders.popitem(last=False)
+            order = self._orders[window]
+        return self._plan.row(window * self._window + int(order[place]))
+
+
 class WholeRows:
     """Whole documents in rows, the rest of a row left empty; only longer ones are cut.
 

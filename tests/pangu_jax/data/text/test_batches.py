@@ -167,7 +167,10 @@ def test_processes_together_make_the_one_global_batch(shards_once, packing, proc
         same(joined, batch)
 
 
-@pytest.mark.parametrize("packing", PACKINGS[:2], ids=lambda p: p.rows)
+SHUFFLED = PackingConfig(shuffle_rows=5)
+
+
+@pytest.mark.parametrize("packing", [*PACKINGS[:2], SHUFFLED], ids=str)
 @pytest.mark.parametrize("threads", [0, 2])
 def test_resumption_is_exact_at_every_batch(shards_once, packing, threads):
     def dataset():
@@ -193,6 +196,24 @@ def test_dispatch_stacks_batches(shards_once):
     assert stacked[0]["tokens"].shape == (3, 2, 8) and stacked[0]["domains"].shape == (3, 2)
     for i, batch in enumerate(single):
         same({name: value[i % 3] for name, value in stacked[i // 3].items()}, batch)
+
+
+def test_rows_change_places_within_their_window_only(shards_once):
+    one = Mixture({"english": 1.0})
+
+    def rows(packing, count):
+        batches = text_batches(shards_once, one, seq_len=16, batch_rows=1, seed=5, packing=packing)
+        return [tuple(batch["tokens"][0].tolist()) for batch in take(batches, count)]
+
+    plain, shuffled = rows(PackingConfig(), 15), rows(SHUFFLED, 15)
+    assert plain != shuffled
+    for begin in range(0, 15, 5):
+        window = slice(begin, begin + 5)
+        assert sorted(plain[window]) == sorted(shuffled[window])
+    # The next phase begins behind the last window begun.
+    assert consumed_tokens(one, seq_len=16, batch_rows=1, num_batches=11, shuffle_rows=5) == {
+        "english": 15 * 16
+    }
 
 
 def test_a_phase_goes_on_where_the_one_before_stopped(shards_once):

@@ -56,6 +56,7 @@ def document(text, domain="english", name="x"):
         ("wordish #$%&* " * 20, "symbols"),
         ("\n".join("abcdefghijk"[:4] for _ in range(40)), "line_length"),
         ("the same line over and over again\n" * 10, "repeated_lines"),
+        ("\n".join("https://example.org/files/" + c * 9 for c in "abcdefgh"), "word_length"),
         (" ".join(["one two three four"] * 30), "repeated_words"),
         ("\n".join(" ".join(["na"] * n) for n in range(5, 25)), "repeated_words"),
     ],
@@ -169,4 +170,4 @@ def test_settings_that_cannot_be():
         FilterConfig(max_symbols=2)
     with pytest.raises(TextDataError, match="num_permutations"):
         DedupConfig(num_permutations=4)
-    assert len(set(FILTERS)) == 8
+    assert len(set(FILTERS)) == 9
