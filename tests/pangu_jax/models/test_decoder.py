@@ -119,6 +119,7 @@ def assert_trees_close(got, want, tolerance):
         dict(scan_unroll=True),
         dict(remat="nothing"),
         dict(remat="dots"),
+        dict(remat="products"),
         dict(attention_implementation="dense", loss_chunk=3),
         dict(remat="nothing", scan_unroll=True),
     ],
