@@ -9,8 +9,8 @@ from configs.recsys._models import entry, ml100k_entry
 VARIANTS = {
     "ml100k": base.Variant(
         "MovieLens-100K, leave-one-out, full ranking",
-        "about 3 min (estimated from compare.py)",
-        "NDCG@10 .097 (3 seeds)",
+        "2 min 20 s",
+        "NDCG@10 .109 (seed 0); mean of three seeds .104, see compare.py",
     ),
     "debug": base.Variant("the same, a few steps of a tiny model", "under 1 min", "runs through"),
     "ml1m": base.Variant(
