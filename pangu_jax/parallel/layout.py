@@ -19,7 +19,7 @@ ContextStrategy = Literal["ring", "gather"]
 
 
 class LayoutError(MeshError):
-    """A layout that does not fit the model, the batch or the devices; the text says what to change."""
+    """A layout that does not fit model, batch or devices; the text says what to change."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,9 +111,6 @@ class Layout:
         The embedding takes a slot of stage 0 and the head one of the last stage. Slots that are
         left over are taken one by one from the last stages backwards, so that no two stages
         differ by more than one slot in use.
-
-        Raises:
-          LayoutError: the ends alone need more slots than there are.
         """
         slots, stages = self.slots_per_stage(num_layers), self.stages
         counts = [slots] * stages

@@ -2,15 +2,18 @@
 
 A node is a group of devices joined by the fast links: a server of GPUs or NPUs, a whole slice of
 TPUs. Figures are those of data sheets and of the papers named; whatever is not published for a
-system stands in its `assumptions`. Latencies are never published and always assumed.
+system stands in its `assumptions`. Latencies are never published and always assumed. Names count
+JAX devices; Google's names count cores where a chip has two (its v5p-512 is tpu_v5p_256).
 
-Units: FLOP/s, bytes, bytes/s, s. GB are 1e9 bytes. Bandwidths count one direction.
+Units: FLOP/s, bytes, bytes/s, s. Bandwidths count one direction. An advertised GB of memory is
+taken as 1e9 bytes, which leaves the rest to driver and runtime.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 
 from pangu_jax.parallel.mesh import MeshError
@@ -91,9 +94,6 @@ class Topology:
         return self.peak_flops[dtype]
 
 
-_LATENCY = "latencies: 2 us inside a node, 10 us between nodes (order of magnitude)"
-
-
 def _ascend(devices: int) -> Topology:
     # Pangu Ultra, arXiv 2504.07866, section 4.1: 8 NPUs of 64 GB a node, HCCS full mesh, 200 Gb/s
     # RoCE per NPU between nodes. The paper names neither the chip's version nor its peak.
@@ -112,7 +112,8 @@ def _ascend(devices: int) -> Topology:
         intra_links="full mesh (HCCS)",
         inter_links="200 Gb/s RoCE per device",
         assumptions=(
-            "peak: 313 TFLOP/s dense bfloat16 (the paper gives none and no chip version)",
+            "peak: 313 TFLOP/s dense bfloat16 (the paper gives none and no chip version; 280 to 320 "
+            "are found for chips of this kind)",
             "float32 peak: 75 TFLOP/s",
             "memory bandwidth: 1.6 TB/s",
             "HCCS: 7 links of 28 GB/s per direction and device",
@@ -121,9 +122,10 @@ def _ascend(devices: int) -> Topology:
     )
 
 
-def _gpu(name, devices, *, kind, memory, bandwidth, inter=50e9, links="400 Gb/s InfiniBand NDR",
-         assumptions=()) -> Topology:  # fmt: skip
-    # Hopper SXM data sheets: 989 TFLOP/s dense bfloat16, 495 TF32, NVLink 4 with 900 GB/s both ways.
+def _hopper(name, devices, *, memory, bandwidth, kind="NVIDIA H100 80GB HBM3", inter=50e9,
+            links="400 Gb/s per device", assumptions=()) -> Topology:  # fmt: skip
+    # Data sheets of H100 and H200 SXM: 989 TFLOP/s dense bfloat16, 495 TF32; NVLink 4 with
+    # 900 GB/s both ways.
     return Topology(
         name=name,
         nodes=max(devices // 8, 1),
@@ -137,68 +139,95 @@ def _gpu(name, devices, *, kind, memory, bandwidth, inter=50e9, links="400 Gb/s 
         inter_latency=10e-6,
         device_kind=kind,
         intra_links="NVLink 4 through NVSwitch, 450 GB/s per device and direction",
-        inter_links=f"{links} per device",
-        assumptions=("float32 peak is that of TF32 products", _LATENCY, *assumptions),
-    )
-
-
-def _h100(devices: int) -> Topology:
-    return _gpu(
-        f"h100_{devices}", devices, kind="NVIDIA H100 80GB HBM3", memory=80e9, bandwidth=3.35e12
-    )
-
-
-def _tpu(name, slice_shape, *, kind, peak, memory, bandwidth, link, assumptions=()) -> Topology:
-    devices = 1
-    for size in slice_shape:
-        devices *= size
-    return Topology(
-        name=name,
-        nodes=1,
-        devices_per_node=devices,
-        peak_flops={"bfloat16": peak},
-        memory_bytes=memory,
-        memory_bandwidth=bandwidth,
-        intra_bandwidth=2 * len(slice_shape) * link,
-        intra_latency=1e-6,
-        inter_bandwidth=6.25e9,
-        inter_latency=50e-6,
-        device_kind=kind,
-        intra_links=f"torus {'x'.join(map(str, slice_shape))} (ICI), {link / 1e9:g} GB/s per link "
-        "and direction",
-        inter_links="data-centre network, 200 Gb/s per host of 4",
-        torus=tuple(slice_shape),
+        inter_links=links,
         assumptions=(
-            "one slice: nothing crosses the data-centre network",
-            "latencies: 1 us per ICI hop, 50 us between slices (order of magnitude)",
+            "float32 peak: that of TF32 products",
+            "latencies: 2 us inside a node, 10 us between nodes (order of magnitude)",
             *assumptions,
         ),
     )
 
 
-def _v5p(slice_shape, assumptions=()) -> Topology:
-    devices = slice_shape[0] * slice_shape[1] * slice_shape[2]
+def _h100(devices: int) -> Topology:
+    # DGX H100: one 400 Gb/s ConnectX-7 per GPU.
+    return _hopper(f"h100_{devices}", devices, memory=80e9, bandwidth=3.35e12)
+
+
+def _h100_a3(devices: int) -> Topology:
+    # Google A3 High: 1,000 Gb/s a server of 8.
+    return _hopper(
+        f"h100_a3_{devices}", devices, memory=80e9, bandwidth=3.35e12, inter=12.5e9,
+        links="100 Gb/s per device",
+        assumptions=("between servers: 800 of the 1,000 Gb/s serve the GPUs",),
+    )  # fmt: skip
+
+
+def _h100_hbm2e(devices: int) -> Topology:
+    # The machine of torchtitan's published figures (its docs/performance.md).
+    return _hopper(
+        f"h100_hbm2e_{devices}", devices, memory=96e9, bandwidth=2.4e12,
+        assumptions=("peak: the data sheet's; at the 500 W of this machine it is not reached",),
+    )  # fmt: skip
+
+
+def _tpu(name, slice_shape, *, kind, peak, memory, bandwidth, inter, assumptions=()) -> Topology:
+    # 100 GB/s per link and direction: Cloud TPU's pages give 1,200 GB/s both ways for the 6 links
+    # of a v5p and 800 for the 4 of a v6e. inter: their data-centre network per chip.
+    return Topology(
+        name=name,
+        nodes=1,
+        devices_per_node=math.prod(slice_shape),
+        peak_flops={"bfloat16": peak, "float32": peak / 6},
+        memory_bytes=memory,
+        memory_bandwidth=bandwidth,
+        intra_bandwidth=2 * len(slice_shape) * 100e9,
+        intra_latency=1e-6,
+        inter_bandwidth=inter,
+        inter_latency=50e-6,
+        device_kind=kind,
+        intra_links=f"torus {'x'.join(map(str, slice_shape))} (ICI), 100 GB/s per link and "
+        "direction",
+        inter_links=f"data-centre network, {inter * 8e-9:g} Gb/s per device",
+        torus=tuple(slice_shape),
+        assumptions=(
+            "float32 peak: a product in 6 bfloat16 passes",
+            "every axis of the torus is closed to a ring",
+            "latencies: 1 us per message on ICI, 50 us between slices (order of magnitude)",
+            *assumptions,
+        ),
+    )
+
+
+def _v5p(*slice_shape: int, assumptions=()) -> Topology:
     return _tpu(
-        f"tpu_v5p_{devices}", slice_shape, kind="TPU v5p", peak=459e12, memory=95e9,
-        bandwidth=2.765e12, link=100e9, assumptions=assumptions,
+        f"tpu_v5p_{math.prod(slice_shape)}", slice_shape, kind="TPU v5p", peak=459e12,
+        memory=95 * 2**30, bandwidth=2.765e12, inter=6.25e9, assumptions=assumptions,
     )  # fmt: skip
 
 
 _ALL = (
     _ascend(8192),
     _v5p(
-        (16, 16, 32),
-        ("one slice of 8,192 chips: XLA compiles for it; the largest that is rented out is smaller",),
+        16, 16, 32,
+        assumptions=(
+            "one slice of 8,192 chips: the TPU compiler accepts it, but no single slice above "
+            "6,144 chips is offered",
+        ),
     ),
-    _v5p((4, 4, 8)),
-    _v5p((8, 8, 8)),
+    _v5p(4, 4, 8),
+    _v5p(4, 8, 8),
+    _v5p(8, 8, 8),
     _tpu(
-        "tpu_v6e_256", (16, 16), kind="TPU v6 lite", peak=918e12, memory=32e9, bandwidth=1.64e12,
-        link=112e9,
+        "tpu_v6e_256", (16, 16), kind="TPU v6 lite", peak=918e12, memory=32e9, bandwidth=1.638e12,
+        inter=12.5e9,
     ),
-    *(_h100(devices) for devices in (8, 64, 96, 128, 256, 512, 1024, 2048, 4608, 6144, 8192)),
-    _gpu("h200_1", 1, kind="NVIDIA H200", memory=141e9, bandwidth=4.8e12),
-    _gpu("h200_8", 8, kind="NVIDIA H200", memory=141e9, bandwidth=4.8e12),
+    *map(_h100, (8, 64, 96, 128, 256, 512, 1024, 2048, 4608, 6144, 8192)),
+    *map(_h100_a3, (8, 128)),
+    *map(_h100_hbm2e, (8, 128, 256, 512)),
+    *(
+        _hopper(f"h200_{count}", count, kind="NVIDIA H200", memory=141e9, bandwidth=4.8e12)
+        for count in (1, 8)
+    ),
     Topology(
         name="cpu_8",
         nodes=1,
