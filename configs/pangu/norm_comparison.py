@@ -3,7 +3,7 @@
     python launch.py --config=configs/pangu/norm_comparison.py:depth94 --workdir=runs/norms
 
 Pre-LN, sandwich and depth-scaled sandwich norm, each with the traditional initialisation and
-TinyInit, at 94 layers of width 48: same data, same tokens, two learning rates, two seeds. The
+TinyInit, at 94 layers of width 48: same data, same tokens, three learning rates, two seeds. The
 report's own ablation used 1.6 B and 13 B parameters; what shows at this size may differ.
 """
 
@@ -17,7 +17,7 @@ from pangu_jax.pretraining.comparison import ComparisonConfig
 from pangu_jax.pretraining.config import HeldOutConfig, ScheduleConfig
 
 VARIANTS = {
-    "depth94": Variant("6 models x 2 learning rates x 2 seeds, 94 layers of width 48, 0.4 M tokens",
+    "depth94": Variant("6 models x 3 learning rates x 2 seeds, 94 layers of width 48, 0.15 M tokens",
                        "not measured", "not measured"),
     "debug": Variant("2 models of 4 layers, a few steps", "not measured", "runs through"),
 }  # fmt: skip
@@ -53,8 +53,9 @@ def get_config(variant: str = "depth94"):
             "cpu_5m", num_layers=94, hidden_dim=48, mlp_dim=112, num_heads=4, num_kv_heads=2,
             head_dim=12,
         ),
-        schedule=ScheduleConfig(tokens=4e5, seq_len=128, batch_rows=8, warmup_fraction=0.05),
+        schedule=ScheduleConfig(tokens=1.5e5, seq_len=128, batch_rows=8, warmup_fraction=0.05),
         held_out=HeldOutConfig(rows=8),
+        train=dataclasses.replace(base.train, log_every=5, eval_every=50, checkpoint_every=150),
     )  # fmt: skip
-    runs = _runs(("pre_ln", "sandwich", "dssn"), (1e-3, 4e-3))
+    runs = _runs(("pre_ln", "sandwich", "dssn"), (1e-3, 4e-3, 1.6e-2))
     return as_config_dict(ComparisonConfig(base=base, runs=runs))
