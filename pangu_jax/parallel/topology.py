@@ -112,8 +112,8 @@ def _ascend(devices: int) -> Topology:
         intra_links="full mesh (HCCS)",
         inter_links="200 Gb/s RoCE per device",
         assumptions=(
-            "peak: 313 TFLOP/s dense bfloat16 (the paper gives none and no chip version; 280 to 320 "
-            "are found for chips of this kind)",
+            "peak: 313 TFLOP/s dense bfloat16 (the paper names neither peak nor chip version; "
+            "280 to 320 are found for chips of this kind)",
             "float32 peak: 75 TFLOP/s",
             "memory bandwidth: 1.6 TB/s",
             "HCCS: 7 links of 28 GB/s per direction and device",
