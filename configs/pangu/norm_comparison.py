@@ -17,7 +17,7 @@ from pangu_jax.pretraining.comparison import ComparisonConfig
 from pangu_jax.pretraining.config import HeldOutConfig, ScheduleConfig
 
 VARIANTS = {
-    "depth94": Variant("6 models x 3 learning rates x 2 seeds, 94 layers of width 48, 0.15 M tokens",
+    "depth94": Variant("6 models x 3 rates x 2 seeds, 94 layers of width 48, 0.15 M tokens",
                        "not measured", "not measured"),
     "debug": Variant("2 models of 4 layers, a few steps", "not measured", "runs through"),
 }  # fmt: skip

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 
-from pangu_jax.kernels.segment_attention import segment_attention
 from pangu_jax.models.cache import write_layer
 from pangu_jax.models.config import DecoderConfig
 from pangu_jax.models.init import weight_std
 from pangu_jax.models.norm import RMSNorm
-from pangu_jax.models.projection import Projection, constrain
+from pangu_jax.models.ops import LOCAL, BlockOps
+from pangu_jax.models.projection import Weights, constrain
 from pangu_jax.models.rope import apply_rope
 
 
@@ -39,6 +39,7 @@ class Attention(nn.Module):
     """x (B, T, D) -> (B, T, D); with a cache (k, v), each (L, B, S, K, H), also writes it."""
 
     config: DecoderConfig
+    ops: BlockOps = LOCAL
 
     @nn.compact
     def __call__(
@@ -51,16 +52,25 @@ class Attention(nn.Module):
         cfg = self.config
         d, h = cfg.hidden_dim, cfg.head_dim
 
-        def project(name, heads, axis):
-            y = Projection(
-                "btd,dnh->btnh", (d, heads, h), ("embed", axis, "head_dim"), weight_std(cfg),
-                cfg.dtype, bias_rank=2 * cfg.qkv_bias, name=name,
-            )(x)  # fmt: skip
-            return constrain(y, "batch", "sequence", axis, "head_dim")
+        def weights(name, heads, axis):
+            return Weights(
+                (d, heads, h), ("embed", axis, "head_dim"), weight_std(cfg), cfg.dtype,
+                bias_rank=2 * cfg.qkv_bias, name=name,
+            )()  # fmt: skip
 
-        q = project("q", cfg.num_heads, "heads")
-        k = project("k", cfg.num_kv_heads, "kv_heads")
-        v = project("v", cfg.num_kv_heads, "kv_heads")
+        axes = ("heads", "kv_heads", "kv_heads")
+        kernels, biases = zip(
+            weights("q", cfg.num_heads, axes[0]),
+            weights("k", cfg.num_kv_heads, axes[1]),
+            weights("v", cfg.num_kv_heads, axes[2]),
+            strict=True,
+        )
+        q, k, v = (
+            constrain(y if bias is None else y + bias, "batch", "sequence", axis, "head_dim")
+            for y, bias, axis in zip(
+                self.ops.products(("btd,dnh->btnh",) * 3, x, kernels), biases, axes, strict=True
+            )
+        )
         if cfg.qk_norm:
             q, k = RMSNorm(cfg, name="q_norm")(q), RMSNorm(cfg, name="k_norm")(k)
         with jax.named_scope("rope"):
@@ -70,7 +80,7 @@ class Attention(nn.Module):
             all_k, k = write_layer(cache[0], layer, context.cache_start, k)
             all_v, v = write_layer(cache[1], layer, context.cache_start, v)
             cache = all_k, all_v
-        out = segment_attention(
+        out = self.ops.attend(
             q,
             k.astype(q.dtype),
             v.astype(q.dtype),
@@ -82,8 +92,9 @@ class Attention(nn.Module):
             implementation=cfg.attention_implementation,
         )
         out = constrain(out, "batch", "sequence", "heads", "head_dim")
-        out = Projection(
-            "btnh,nhd->btd", (cfg.num_heads, h, d), ("heads", "head_dim", "embed"),
-            weight_std(cfg, residual=True), cfg.dtype, bias_rank=int(cfg.out_bias), name="o",
-        )(out)  # fmt: skip
-        return out, cache
+        kernel, bias = Weights(
+            (cfg.num_heads, h, d), ("heads", "head_dim", "embed"), weight_std(cfg, residual=True),
+            cfg.dtype, bias_rank=int(cfg.out_bias), name="o",
+        )()  # fmt: skip
+        out = self.ops.product_back("btnh,nhd->btd", out, kernel)
+        return out if bias is None else out + bias, cache

@@ -22,6 +22,7 @@ from pangu_jax.models.config import DecoderConfig
 from pangu_jax.models.init import normal, post_norm_gain, weight_std
 from pangu_jax.models.mlp import SwiGLU
 from pangu_jax.models.norm import NormScale, RMSNorm
+from pangu_jax.models.ops import LOCAL, BlockOps
 from pangu_jax.models.projection import RESIDUAL, constrain
 from pangu_jax.models.remat import remat_block
 from pangu_jax.models.rope import rope_tables
@@ -55,6 +56,7 @@ class Block(nn.Module):
 
     config: DecoderConfig
     capture: tuple[str, ...] = ()
+    ops: BlockOps = LOCAL
 
     @nn.compact
     def __call__(self, carry, layer, context: AttentionContext):
@@ -80,14 +82,14 @@ class Block(nn.Module):
 
         with jax.named_scope("attention"):
             normed = norm(x, scale("attn_norm"))
-            branch, cache = Attention(cfg, name="attn")(normed, context, layer, cache)
+            branch, cache = Attention(cfg, self.ops, name="attn")(normed, context, layer, cache)
             watch("attention", branch)
         with jax.named_scope("mlp"):
             x, normed = fused_sandwich_step(
                 x, constrain(branch, *RESIDUAL), post_scale("attn"), scale("mlp_norm"),
                 eps=cfg.norm_eps, implementation=cfg.norm_implementation,
             )  # fmt: skip
-            branch = SwiGLU(cfg, name="mlp")(normed)
+            branch = SwiGLU(cfg, self.ops, name="mlp")(normed)
             watch("mlp", branch)
             gain = post_scale("mlp")
             branch = constrain(branch, *RESIDUAL)

@@ -10,6 +10,7 @@ Letters: B rows, T positions, C positions of a chunk, D hidden width, V vocabula
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -21,6 +22,30 @@ from pangu_jax.models.projection import constrain
 from pangu_jax.training.state import LossSums
 
 
+@dataclasses.dataclass(frozen=True)
+class VocabularyPart:
+    """Which columns of the logits are here; all of them, unless a subclass says otherwise.
+
+    A subclass for a part overrides all three methods; the gradient with respect to `hidden` is
+    then that part's share, to be summed over the parts by the caller.
+    """
+
+    def columns(self, here: int) -> tuple[jax.Array, jax.Array | None]:
+        """(token ids of the `here` columns, bool of those that count or None for all)."""
+        return jnp.arange(here), None
+
+    def max(self, x: jax.Array) -> jax.Array:
+        """Largest over all parts."""
+        return x
+
+    def sum(self, x: jax.Array) -> jax.Array:
+        """Sum over all parts."""
+        return x
+
+
+WHOLE_VOCABULARY = VocabularyPart()
+
+
 def cross_entropy(
     hidden: jax.Array,
     head: jax.Array,
@@ -29,6 +54,7 @@ def cross_entropy(
     *,
     chunk: int = 256,
     z_loss: float = 0.0,
+    vocabulary: VocabularyPart = WHOLE_VOCABULARY,
 ) -> LossSums:
     """Sum over tokens of weight * (-log softmax(hidden @ head)[label] + z_loss * logsumexp^2).
 
@@ -39,6 +65,7 @@ def cross_entropy(
       weights: (B, T), or None for ones. 0: not counted. Constant to differentiation.
       chunk: positions of a row whose logits exist at one time; 0 for all.
       z_loss: factor of the squared log-normaliser, which keeps logits from drifting.
+      vocabulary: for a head that holds a part of the columns.
 
     Returns:
       LossSums with metrics 'nll' (without the z term), 'accuracy' and, with z_loss, 'z_loss';
@@ -64,7 +91,7 @@ def cross_entropy(
         return jnp.moveaxis(x.reshape(rows, pieces, chunk, *x.shape[2:]), 1, 0)
 
     with jax.named_scope("loss"):
-        sums = _sums(z_loss, cut(hidden), head, cut(labels), cut(weights))
+        sums = _sums(z_loss, vocabulary, cut(hidden), head, cut(labels), cut(weights))
     metrics = {"nll": sums.nll, "accuracy": sums.correct}
     if z_loss:
         metrics["z_loss"] = sums.total - sums.nll
@@ -77,15 +104,18 @@ class _Sums(NamedTuple):
     correct: jax.Array
 
 
-def _visit(z_loss, head, x):
+def _visit(z_loss, vocabulary, head, x):
     """Sums of one chunk, and what its gradient needs: logits, log-normalisers, one-hot labels."""
     hidden, labels, weights = x
     logits = constrain(logits_of(hidden, head), "batch", None, "vocab")
-    top = jnp.max(logits, axis=-1)
-    norm = top + jnp.log(jnp.sum(jnp.exp(logits - top[..., None]), axis=-1))
+    columns, counts = vocabulary.columns(logits.shape[-1])
+    if counts is not None:
+        logits = jnp.where(counts, logits, jnp.finfo(logits.dtype).min)
+    top = vocabulary.max(jnp.max(logits, axis=-1))
+    norm = top + jnp.log(vocabulary.sum(jnp.sum(jnp.exp(logits - top[..., None]), axis=-1)))
     # A comparison instead of a gather: it splits over the vocabulary without moving logits.
-    hot = labels[..., None] == jnp.arange(logits.shape[-1])
-    own = jnp.sum(jnp.where(hot, logits, 0), axis=-1)
+    hot = labels[..., None] == columns
+    own = vocabulary.sum(jnp.sum(jnp.where(hot, logits, 0), axis=-1))
     counted = weights != 0
     nll = jnp.where(counted, weights * (norm - own), 0)
     total = nll + jnp.where(counted, weights * z_loss * jnp.square(norm), 0)
@@ -98,22 +128,22 @@ def _zero_sums(weights):
     return _Sums(*(jnp.zeros((), weights.dtype) for _ in _Sums._fields))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sums(z_loss, hidden, head, labels, weights):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sums(z_loss, vocabulary, hidden, head, labels, weights):
     def step(carry, x):
-        sums, _ = _visit(z_loss, head, x)
+        sums, _ = _visit(z_loss, vocabulary, head, x)
         return jax.tree.map(jnp.add, carry, sums), None
 
     return jax.lax.scan(step, _zero_sums(weights), (hidden, labels, weights))[0]
 
 
-def _sums_forward(z_loss, hidden, head, labels, weights):
+def _sums_forward(z_loss, vocabulary, hidden, head, labels, weights):
     dtype = hidden.dtype
 
     def step(carry, x):
         old, d_head = carry
         h, _, w = x
-        sums, (logits, norm, hot) = _visit(z_loss, head, x)
+        sums, (logits, norm, hot) = _visit(z_loss, vocabulary, head, x)
         p = jnp.exp(logits - norm[..., None]) * (1 + 2 * z_loss * norm)[..., None]
         d_logits = jnp.where((w != 0)[..., None], w[..., None] * (p - hot), 0).astype(dtype)
         d_hidden = jnp.einsum("bcv,dv->bcd", d_logits, head.astype(dtype))
@@ -125,7 +155,7 @@ def _sums_forward(z_loss, hidden, head, labels, weights):
     return sums, (d_hidden, d_head.astype(head.dtype))
 
 
-def _sums_backward(z_loss, residuals, cotangents):
+def _sums_backward(z_loss, vocabulary, residuals, cotangents):
     d_hidden, d_head = residuals
     g = cotangents.total
     return (g * d_hidden).astype(d_hidden.dtype), (g * d_head).astype(d_head.dtype), None, None

@@ -7,13 +7,15 @@ import jax
 
 from pangu_jax.models.config import DecoderConfig
 from pangu_jax.models.init import weight_std
-from pangu_jax.models.projection import Projection, constrain
+from pangu_jax.models.ops import LOCAL, BlockOps
+from pangu_jax.models.projection import Weights, constrain
 
 
 class SwiGLU(nn.Module):
     """x (B, T, D) -> (B, T, D), without biases. Source: Shazeer (arXiv 2002.05202), Eq. 6."""
 
     config: DecoderConfig
+    ops: BlockOps = LOCAL
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -21,14 +23,13 @@ class SwiGLU(nn.Module):
         d, f = cfg.hidden_dim, cfg.mlp_dim
 
         def wide(name):
-            layer = Projection(
-                "btd,df->btf", (d, f), ("embed", "mlp"), weight_std(cfg), cfg.dtype, name=name
-            )
-            return constrain(layer(x), "batch", "sequence", "mlp")
+            kernel, _ = Weights((d, f), ("embed", "mlp"), weight_std(cfg), cfg.dtype, name=name)()
+            return kernel
 
-        hidden = nn.silu(wide("gate")) * wide("up")
-        down = Projection(
-            "btf,fd->btd", (f, d), ("mlp", "embed"), weight_std(cfg, residual=True), cfg.dtype,
-            name="down",
-        )  # fmt: skip
-        return down(hidden)
+        gate, up = self.ops.products(("btd,df->btf",) * 2, x, (wide("gate"), wide("up")))
+        axes = ("batch", "sequence", "mlp")
+        hidden = nn.silu(constrain(gate, *axes)) * constrain(up, *axes)
+        down, _ = Weights(
+            (f, d), ("mlp", "embed"), weight_std(cfg, residual=True), cfg.dtype, name="down"
+        )()
+        return self.ops.product_back("btf,fd->btd", hidden, down)

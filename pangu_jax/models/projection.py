@@ -1,4 +1,4 @@
-"""A matrix product with a parameter of any rank, and the constraints on activations."""
+"""Weights of any rank, the product with them, and the constraints on activations."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from pangu_jax.models.init import constant, normal
 RESIDUAL = ("batch", "residual_sequence", None)
 
 
-class Projection(nn.Module):
-    """einsum(equation, x, kernel) (+ bias), in `dtype`.
+class Weights(nn.Module):
+    """A kernel and, with `bias_rank`, a bias of its trailing axes, cast to `dtype`: (kernel, bias).
 
-    The bias has the trailing `bias_rank` axes of the kernel; 0 means no bias.
+    bias is None for bias_rank 0.
     """
 
-    equation: str
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     std: float
@@ -29,13 +28,12 @@ class Projection(nn.Module):
     bias_rank: int = 0
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", normal(self.std, *self.axes), self.shape)
-        y = product(self.equation, x, kernel.astype(self.dtype))
-        if self.bias_rank:
-            axes, shape = self.axes[-self.bias_rank :], self.shape[-self.bias_rank :]
-            y = y + self.param("bias", constant(0.0, *axes), shape).astype(self.dtype)
-        return y
+    def __call__(self) -> tuple[jax.Array, jax.Array | None]:
+        kernel = self.param("kernel", normal(self.std, *self.axes), self.shape).astype(self.dtype)
+        if not self.bias_rank:
+            return kernel, None
+        axes, shape = self.axes[-self.bias_rank :], self.shape[-self.bias_rank :]
+        return kernel, self.param("bias", constant(0.0, *axes), shape).astype(self.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -39,6 +39,18 @@ def remat_block(block: type[nn.Module], policy: str) -> type[nn.Module]:
     return nn.remat(block, policy=REMAT_POLICIES[policy], prevent_cse=False)
 
 
+def checkpointed(function: Callable, policy: str) -> Callable:
+    """`function` itself for policy 'none', else rematerialised; for use under `jax.lax.scan`.
+
+    Raises:
+      ValueError: for an unknown policy.
+    """
+    check_policy(policy)
+    if policy == "none":
+        return function
+    return jax.checkpoint(function, policy=REMAT_POLICIES[policy], prevent_cse=False)
+
+
 def check_policy(policy: str) -> None:
     """Raises ValueError naming the field and the allowed names."""
     if policy != "none" and policy not in REMAT_POLICIES:
