@@ -70,7 +70,7 @@ _TABLE = {
 }
 # What `auto` may choose. The Pallas kernels are correct in interpret mode and compile for their
 # devices, but have never run on one: until they have, they serve on demand only.
-_PROVEN = {"xla": _xla}
+PROVEN = {"xla": _xla}
 # Choices of this operation alone, beyond `implementation_lib.IMPLEMENTATIONS`.
 _OWN = {"dense": _dense, "cudnn": _cudnn, "splash": _splash}
 
@@ -119,7 +119,7 @@ def segment_attention(
     Source: Vaswani et al. (arXiv 1706.03762), GQA (arXiv 2305.13245), document reset as in
     Pangu Ultra (arXiv 2504.07866) section 4.3.1.
     """
-    _check(q, k, v, q_segment_ids, kv_segment_ids, q_positions, kv_positions, window)
+    check_arguments(q, k, v, q_segment_ids, kv_segment_ids, q_positions, kv_positions, window)
     if implementation == "auto" and _prefers_dense(q):
         implementation = "dense"
     arguments = {
@@ -133,7 +133,7 @@ def segment_attention(
     with jax.named_scope("segment_attention"):
         if implementation in _OWN:
             return _demand(implementation, q, k, v, **arguments)
-        table = _PROVEN if implementation == "auto" else _TABLE
+        table = PROVEN if implementation == "auto" else _TABLE
         return implementation_lib.dispatch(
             "segment_attention", table, implementation, q, k, v, **arguments
         )
@@ -155,7 +155,8 @@ def _demand(implementation, *args, **kwargs):
         ) from error
 
 
-def _check(q, k, v, q_segment_ids, kv_segment_ids, q_positions, kv_positions, window):
+def check_arguments(q, k, v, q_segment_ids, kv_segment_ids, q_positions, kv_positions, window):
+    """Raises ValueError for arguments of `segment_attention` that do not fit together."""
     if q.ndim != 4 or k.ndim != 4:
         raise ValueError(
             f"q has shape {q.shape} and k {k.shape}; [batch, positions, heads, width] is needed."

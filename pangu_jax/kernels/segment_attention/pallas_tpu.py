@@ -14,6 +14,7 @@ of P positions, J key blocks of R positions.
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,13 +61,84 @@ def segment_attention_pallas_tpu(
       NotImplementedError: for types other than float32 and bfloat16, and for block lists beyond
         scalar memory.
     """
+    ids = q_segment_ids, kv_segment_ids, q_positions, kv_positions
+    static, *arrays = _prepare(q, k, v, ids, scale, window, block_q, block_k)
+    return _from_heads(_attention(static, interpret, *arrays), q)
+
+
+def attend_forward_pallas_tpu(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    q_segment_ids: jax.Array | None = None,
+    kv_segment_ids: jax.Array | None = None,
+    q_positions: jax.Array | None = None,
+    kv_positions: jax.Array | None = None,
+    scale: float,
+    window: int | None = None,
+    block_q: int | None = None,
+    block_k: int | None = None,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Arguments and values as in `parts.attend_forward`; raises as the function above does."""
+    ids = q_segment_ids, kv_segment_ids, q_positions, kv_positions
+    prepared = _prepare(q, k, v, ids, scale, window, block_q, block_k)
+    out, log_sum = _run_forward(prepared, interpret, jnp.float32)
+    lse = jnp.moveaxis(log_sum[:, :, 0, : q.shape[1]], 1, 2)
+    return _from_heads(out, q), jnp.where(lse > kernels.START, lse, -jnp.inf)
+
+
+def attend_backward_pallas_tpu(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    q_segment_ids: jax.Array | None = None,
+    kv_segment_ids: jax.Array | None = None,
+    q_positions: jax.Array | None = None,
+    kv_positions: jax.Array | None = None,
+    out: jax.Array,
+    lse: jax.Array,
+    d_out: jax.Array,
+    scale: float,
+    window: int | None = None,
+    block_q: int | None = None,
+    block_k: int | None = None,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Arguments and values as in `parts.attend_backward`; raises as the function above does."""
+    ids = q_segment_ids, kv_segment_ids, q_positions, kv_positions
+    prepared = _prepare(q, k, v, ids, scale, window, block_q, block_k)
+    full = prepared.q.shape[2]
+    # Rows that see nothing are masked; a finite number there keeps the exponential finite too.
+    lse = jnp.where(jnp.isneginf(lse), 0, lse)
+    delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    rows = [jnp.moveaxis(_pad(x, full), 2, 1)[:, :, None] for x in (lse, delta)]
+    g = _to_heads(d_out.astype(v.dtype), full)
+    dq, dk, dv = _run_backward(prepared, interpret, *rows, g, (jnp.float32,) * 3)
+    return _from_heads(dq, q), _from_heads(dk, k), _from_heads(dv, v)
+
+
+class _Prepared(NamedTuple):
+    """Padded q [B, N, T, H] and k, v [B, K, S, H], their ids, and the lists of blocks."""
+
+    static: Static
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    ids: tuple[jax.Array, jax.Array] | None
+    lists: tuple
+
+
+def _prepare(q, k, v, ids, scale, window, block_q, block_k):
+    q_segment_ids, kv_segment_ids, q_positions, kv_positions = ids
     if q.dtype not in (jnp.float32, jnp.bfloat16):
         raise NotImplementedError(f"the TPU kernel takes float32 and bfloat16, not {q.dtype}")
     if q.size == 0 or k.size == 0:
         raise NotImplementedError("an empty batch has no blocks")
-    queries, width = q.shape[1], q.shape[3]
-    sizes = block_q or default_block(queries), block_k or default_block(k.shape[1])
-    blocks = -(-queries // sizes[0]), -(-k.shape[1] // sizes[1])
+    sizes = block_q or default_block(q.shape[1]), block_k or default_block(k.shape[1])
+    blocks = -(-q.shape[1] // sizes[0]), -(-k.shape[1] // sizes[1])
     if q_positions is not None and q_segment_ids is None:
         # Only the segment id 0 of what is padded below tells it from real keys.
         q_segment_ids = jnp.ones_like(q_positions)
@@ -103,11 +175,10 @@ def segment_attention_pallas_tpu(
         )
     whole = jnp.broadcast_to(whole_blocks(*ids, **shape), active.shape)
     lists = (_flat_lists(active, whole), _flat_lists(active.swapaxes(1, 2), whole.swapaxes(1, 2)))
-    out = _attention(
-        static, interpret, _to_heads(q, full[0]), _to_heads(k, full[1]), _to_heads(v, full[1]),
-        id_arrays, lists,
+    return _Prepared(
+        static, _to_heads(q, full[0]), _to_heads(k, full[1]), _to_heads(v, full[1]), id_arrays,
+        lists,
     )  # fmt: skip
-    return jnp.moveaxis(out[:, :, :queries, :width], 1, 2)
 
 
 def segment_attention_interpret(*args, **kwargs) -> jax.Array:
@@ -123,7 +194,9 @@ def _flat_lists(active, whole):
 
 
 def _pad(x, length):
-    return None if x is None else jnp.pad(x, ((0, 0), (0, length - x.shape[1])))
+    if x is None:
+        return None
+    return jnp.pad(x, ((0, 0), (0, length - x.shape[1])) + ((0, 0),) * (x.ndim - 2))
 
 
 def _to_heads(x, length):
@@ -131,6 +204,11 @@ def _to_heads(x, length):
     width = 64 if x.shape[3] <= 64 else -(-x.shape[3] // _LANES) * _LANES
     missing = ((0, 0), (0, 0), (0, length - x.shape[1]), (0, width - x.shape[3]))
     return jnp.pad(jnp.moveaxis(x, 2, 1), missing)
+
+
+def _from_heads(x, like):
+    """The inverse of `_to_heads`, for an array of the shape of `like`."""
+    return jnp.moveaxis(x[:, :, : like.shape[1], : like.shape[3]], 1, 2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -215,41 +293,57 @@ def _inputs(q, k, v, ids):
     return arrays
 
 
-def _forward(static, interpret, q, k, v, ids, lists):
+def _run_forward(prepared, interpret, dtype):
+    """(out [B, N, T, H] of type `dtype`, log-sums float32 [B, N, 1, T], START if nothing is
+    seen)."""
+    static, q, k, v, ids, lists = prepared
     batch, heads, queries, width = q.shape
     size = static.sizes[0]
     result = _call(
         kernels.forward_kernel, static, interpret, _inputs(q, k, v, ids),
         {
-            'out': (q.shape, v.dtype, 'query'),
+            'out': (q.shape, dtype, 'query'),
             'log_sum': ((batch, heads, 1, queries), jnp.float32, 'query_row'),
         },
         {'top': (1, size), 'total': (1, size), 'sum': (width, size)},
         lists[0], by_queries=True, dims=(batch, heads),
     )  # fmt: skip
-    out = result["out"]
-    return out, (q, k, v, ids, lists, out, result["log_sum"])
+    return result["out"], result["log_sum"]
 
 
-def _backward(static, interpret, residuals, g):
-    q, k, v, ids, lists, out, log_sum = residuals
-    delta = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)[:, :, None]
+def _run_backward(prepared, interpret, log_sum, delta, g, types):
+    """(dq, dk, dv) of the given types; delta: row sums of g * out, of the shape of log_sum."""
+    static, q, k, v, ids, lists = prepared
     arrays = _inputs(q, k, v, ids) | {
         "g": (g, "query"), "log_sum": (log_sum, "query_row"), "delta": (delta, "query_row"),
     }  # fmt: skip
     batch, width = q.shape[0], q.shape[3]
     rows = _call(
         kernels.query_gradient_kernel, static, interpret, arrays,
-        {'dq': (q.shape, q.dtype, 'query')}, {'sum': (static.sizes[0], width)},
+        {'dq': (q.shape, types[0], 'query')}, {'sum': (static.sizes[0], width)},
         lists[0], by_queries=True, dims=(batch, q.shape[1]),
     )  # fmt: skip
     columns = _call(
         kernels.key_gradient_kernel, static, interpret, arrays,
-        {'dk': (k.shape, k.dtype, 'key'), 'dv': (v.shape, v.dtype, 'key')},
+        {'dk': (k.shape, types[1], 'key'), 'dv': (v.shape, types[2], 'key')},
         {name: (static.sizes[1], width) for name in ('sum_k', 'sum_v')},
         lists[1], by_queries=False, dims=(batch, k.shape[1]),
     )  # fmt: skip
-    return rows["dq"], columns["dk"], columns["dv"], None, None
+    return rows["dq"], columns["dk"], columns["dv"]
+
+
+def _forward(static, interpret, *arrays):
+    prepared = _Prepared(static, *arrays)
+    out, log_sum = _run_forward(prepared, interpret, prepared.v.dtype)
+    return out, (arrays, out, log_sum)
+
+
+def _backward(static, interpret, residuals, g):
+    arrays, out, log_sum = residuals
+    delta = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)[:, :, None]
+    types = tuple(x.dtype for x in arrays[:3])
+    prepared = _Prepared(static, *arrays)
+    return *_run_backward(prepared, interpret, log_sum, delta, g, types), None, None
 
 
 _attention.defvjp(_forward, _backward)

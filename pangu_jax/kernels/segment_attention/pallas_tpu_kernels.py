@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 # Logit of what is masked, and the first running maximum. The exponential of their difference is
 # zero, so the weights of a query that has seen nothing yet are zero without a second mask.
 _FLOOR = float(jnp.finfo(jnp.float32).min)
-_START = -1e30
+START = -1e30
 
 
 class Static(NamedTuple):
@@ -89,7 +89,7 @@ def forward_kernel(s: Static, names, *refs):
 
     @pl.when(step == 0)
     def _():
-        r["top"][...] = jnp.full_like(r["top"], _START)
+        r["top"][...] = jnp.full_like(r["top"], START)
         r["total"][...] = jnp.zeros_like(r["total"])
         r["sum"][...] = jnp.zeros_like(r["sum"])
 

@@ -62,21 +62,82 @@ def segment_attention_xla(
     block_k: int | None = None,
 ) -> jax.Array:
     """Arguments and value as in `api.segment_attention`; see the contract there."""
+    ids = _Ids(q_segment_ids, kv_segment_ids, q_positions, kv_positions)
+    static, *padded = _padded(q, k, v, ids, scale, window, block_q, block_k)
+    return _attention(static, *padded)[:, : q.shape[1]]
+
+
+def attend_forward_xla(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    q_segment_ids: jax.Array | None = None,
+    kv_segment_ids: jax.Array | None = None,
+    q_positions: jax.Array | None = None,
+    kv_positions: jax.Array | None = None,
+    scale: float,
+    window: int | None = None,
+    block_q: int | None = None,
+    block_k: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Arguments and values as in `parts.attend_forward`."""
+    ids = _Ids(q_segment_ids, kv_segment_ids, q_positions, kv_positions)
+    static, *padded = _padded(q, k, v, ids, scale, window, block_q, block_k)
+    acc = jnp.promote_types(q.dtype, jnp.float32)
+    out, log_sums = _forward_blocks(static, *padded, acc)
+    lse = _join(log_sums[..., None], static.block_q, q.shape[2] // k.shape[2])[..., 0]
+    lse = jnp.where(lse > jnp.finfo(acc).min, lse, -jnp.inf)
+    return out[:, : q.shape[1]], lse[:, : q.shape[1]]
+
+
+def attend_backward_xla(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    q_segment_ids: jax.Array | None = None,
+    kv_segment_ids: jax.Array | None = None,
+    q_positions: jax.Array | None = None,
+    kv_positions: jax.Array | None = None,
+    out: jax.Array,
+    lse: jax.Array,
+    d_out: jax.Array,
+    scale: float,
+    window: int | None = None,
+    block_q: int | None = None,
+    block_k: int | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Arguments and values as in `parts.attend_backward`."""
+    ids = _Ids(q_segment_ids, kv_segment_ids, q_positions, kv_positions)
+    static, *padded = _padded(q, k, v, ids, scale, window, block_q, block_k)
+    # Rows that see nothing are masked; a finite number there keeps the exponential finite too.
+    lse = _pad(jnp.where(jnp.isneginf(lse), 0, lse), static.block_q)
+    log_sums = _split(lse[..., None], static.block_q, q.shape[2] // k.shape[2])[..., 0]
+    out, d_out = _pad(out, static.block_q), _pad(d_out, static.block_q)
+    types = (jnp.promote_types(q.dtype, jnp.float32),) * 3
+    dq, dk, dv = _backward_blocks(static, *padded, out, log_sums, d_out, types)
+    return dq[:, : q.shape[1]], dk[:, : k.shape[1]], dv[:, : v.shape[1]]
+
+
+def _padded(q, k, v, ids, scale, window, block_q, block_k):
+    """(static facts, q, k, v, ids), the arrays padded to whole blocks."""
     queries, keys = q.shape[1], k.shape[1]
     block_q, block_k = block_q or default_block(), block_k or default_block()
     static = _Static(float(scale), window, min(block_q, queries), min(block_k, keys))
     q, k, v = _pad(q, static.block_q), _pad(k, static.block_k), _pad(v, static.block_k)
-    if q_segment_ids is None and q_positions is not None and k.shape[1] != keys:
+    if ids.q_segments is None and ids.q_positions is not None and k.shape[1] != keys:
         # Only the segment id 0 of what is padded tells it from real keys.
-        q_segment_ids = jnp.ones_like(q_positions)
-        kv_segment_ids = jnp.ones_like(kv_positions)
+        ids = ids._replace(
+            q_segments=jnp.ones_like(ids.q_positions), k_segments=jnp.ones_like(ids.k_positions)
+        )
     ids = _Ids(
-        _pad(q_segment_ids, static.block_q),
-        _pad(kv_segment_ids, static.block_k),
-        _pad(q_positions, static.block_q),
-        _pad(kv_positions, static.block_k),
+        _pad(ids.q_segments, static.block_q),
+        _pad(ids.k_segments, static.block_k),
+        _pad(ids.q_positions, static.block_q),
+        _pad(ids.k_positions, static.block_k),
     )
-    return _attention(static, q, k, v, ids)[:, :queries]
+    return static, q, k, v, ids
 
 
 def _pad(x, block):
@@ -166,7 +227,9 @@ def _attention(static, q, k, v, ids):
     return _forward(static, q, k, v, ids)[0]
 
 
-def _forward(static, q, k, v, ids):
+def _forward_blocks(static, q, k, v, ids, dtype):
+    """(out (B, T, N, H) of type `dtype`, log-sums (I, B, K, G * P), the lowest number if nothing
+    is seen)."""
     problem, work, blocks = _problem(static, q, k, v, ids)
     acc, floor = problem.acc, jnp.finfo(problem.acc).min
 
@@ -192,17 +255,15 @@ def _forward(static, q, k, v, ids):
         start = jnp.full(rows, floor), jnp.zeros(rows, acc), jnp.zeros(qi.shape, acc)
         top, total, out = jax.lax.fori_loop(0, count, visit, start)
         seen = jnp.where(total > 0, total, 1)
-        return None, ((out / seen[..., None]).astype(v.dtype), top + jnp.log(seen))
+        return None, ((out / seen[..., None]).astype(dtype), top + jnp.log(seen))
 
     order = jnp.arange(blocks.shape[0])
     _, (out, log_sums) = jax.lax.scan(query_block, None, (order, blocks, *work))
-    out = _join(out, static.block_q, problem.groups)
-    out, log_sums = checkpoint_name((out, log_sums), ATTENTION_RESIDUALS)
-    return out, (q, k, v, ids, out, log_sums)
+    return _join(out, static.block_q, problem.groups), log_sums
 
 
-def _backward(static, residuals, d_out):
-    q, k, v, ids, out, log_sums = residuals
+def _backward_blocks(static, q, k, v, ids, out, log_sums, d_out, types):
+    """(dq, dk, dv) of the given types; log_sums as from `_forward_blocks`."""
     problem, work, blocks = _problem(static, q, k, v, ids)
     acc, dtype = problem.acc, v.dtype
     product = jnp.sum(d_out.astype(acc) * out.astype(acc), axis=-1, keepdims=True)
@@ -224,7 +285,7 @@ def _backward(static, residuals, d_out):
             return dq + problem.dot("bkpr,bkrh->bkph", ds, problem.k[j]), dk, dv
 
         dq, *carry = jax.lax.fori_loop(0, count, visit, (jnp.zeros(qi.shape, acc), *carry))
-        return tuple(carry), dq.astype(q.dtype)
+        return tuple(carry), dq.astype(types[0])
 
     zeros = jnp.zeros(problem.k.shape, acc)
     order = jnp.arange(blocks.shape[0])
@@ -232,10 +293,20 @@ def _backward(static, residuals, d_out):
     (dk, dv), dq = jax.lax.scan(query_block, (zeros, zeros), xs)
     return (
         _join(dq, static.block_q, problem.groups),
-        _join(dk, static.block_k).astype(k.dtype),
-        _join(dv, static.block_k).astype(v.dtype),
-        None,
+        _join(dk, static.block_k).astype(types[1]),
+        _join(dv, static.block_k).astype(types[2]),
     )
+
+
+def _forward(static, q, k, v, ids):
+    out, log_sums = _forward_blocks(static, q, k, v, ids, v.dtype)
+    out, log_sums = checkpoint_name((out, log_sums), ATTENTION_RESIDUALS)
+    return out, (q, k, v, ids, out, log_sums)
+
+
+def _backward(static, residuals, d_out):
+    types = tuple(x.dtype for x in residuals[:3])
+    return *_backward_blocks(static, *residuals, d_out, types), None
 
 
 _attention.defvjp(_forward, _backward)
