@@ -66,14 +66,15 @@ class Seconds:
 
     @property
     def total(self) -> float:
-        return sum(dataclasses.astuple(self))
+        return sum(vars(self).values())
 
+    # Not dataclasses.astuple: it copies deeply, and a sweep adds many thousands of these.
     def __add__(self, other: Seconds) -> Seconds:
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return Seconds(*(a + b for a, b in pairs))
 
     def __mul__(self, factor: float) -> Seconds:
-        return Seconds(*(factor * a for a in dataclasses.astuple(self)))
+        return Seconds(*(factor * a for a in vars(self).values()))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,7 +193,7 @@ def predict(
     data += sum(
         c.total_seconds for c in collectives if c.beside == "" and c.purpose.startswith("gradients")
     )
-    parts = dataclasses.asdict(busy) | {
+    parts = dict(vars(busy)) | {
         "bubble": played - busy.total,
         "pipeline": transfers - played,
         "data": data,

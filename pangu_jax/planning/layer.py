@@ -8,6 +8,7 @@ T tokens of a micro-batch on a device (rows * sequence / context), R those of th
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from pangu_jax.models.config import DecoderConfig
 from pangu_jax.parallel.layout import Layout
@@ -77,15 +78,20 @@ def stream_tokens(layout: Layout, seq_len: int) -> float:
 
 def layers_of_stages(model: DecoderConfig, layout: Layout, execution: Execution) -> tuple[int, ...]:
     """Number of layers of every stage, in stage order."""
-    if not execution.even_layers:
-        return tuple(len(layers) for layers in layout.stage_layers(model.num_layers))
-    if model.num_layers % layout.stages:
+    return _layers_of_stages(model.num_layers, layout, execution.even_layers)
+
+
+@functools.lru_cache(maxsize=4096)
+def _layers_of_stages(num_layers: int, layout: Layout, even: bool) -> tuple[int, ...]:
+    if not even:
+        return tuple(len(layers) for layers in layout.stage_layers(num_layers))
+    if num_layers % layout.stages:
         raise PlanError(
-            f"execution.even_layers: {model.num_layers} layers cannot be divided evenly over "
+            f"execution.even_layers: {num_layers} layers cannot be divided evenly over "
             f"{layout.stages} stages (pipe {layout.pipe} x virtual_stages "
             f"{layout.virtual_stages}); turn it off or choose divisors."
         )
-    return (model.num_layers // layout.stages,) * layout.stages
+    return (num_layers // layout.stages,) * layout.stages
 
 
 def layer_work(

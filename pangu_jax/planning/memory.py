@@ -25,6 +25,7 @@ from pangu_jax.models.config import DecoderConfig
 from pangu_jax.parallel.layout import Layout
 from pangu_jax.planning.execution import PARTS, Execution, PlanError, itemsize
 from pangu_jax.planning.layer import (
+    LayerWork,
     end_parameters,
     layer_parameters,
     layer_work,
@@ -112,19 +113,20 @@ def memory_plan(
     The compiler's own temporaries (fusions it does not make, fragmentation) are not in it.
     """
     execution = execution or Execution()
+    work = layer_work(model, layout, seq_len, execution)
     if rank is None:
-        ranks = range(layout.pipe)
-        plans = [memory_plan(model, layout, seq_len, execution, rank=r) for r in ranks]
+        plans = (_rank_plan(model, layout, seq_len, execution, work, r) for r in range(layout.pipe))
         return max(plans, key=lambda plan: plan.total)
+    return _rank_plan(model, layout, seq_len, execution, work, rank)
+
+
+def _rank_plan(model, layout, seq_len, execution, work: LayerWork, rank: int) -> MemoryPlan:
     data, size = layout.data, itemsize(model.dtype)
     count = rank_parameters(model, layout, rank, execution)
-    stored = itemsize(execution.param_dtype)
-    states = _MOMENTS + 4 * execution.master
-    work = layer_work(model, layout, seq_len, execution)
-    per_layer = work.kept_bytes(execution.recomputed(model))
+    again = execution.recomputed(model)
+    per_layer = work.kept_bytes(again)
     own = layers_of_stages(model, layout, execution)[rank :: layout.pipe]
-    layers, one_unit = max(own), per_layer * max(own)
-    stash, at_work = 0.0, one_unit
+    stash, at_work = 0.0, per_layer * max(own)
     flying = units_in_flight(layout, rank)
     if layout.pipe > 1 and execution.stash == "inputs":
         stash = flying * size * stream_tokens(layout, seq_len) * model.hidden_dim
@@ -133,15 +135,14 @@ def memory_plan(
     if execution.offload:
         # Two layers' worth is on its way to or from the host.
         stash, at_work = 0.0, min(at_work, 2 * per_layer)
-    again = execution.recomputed(model)
-    whole_layer = sum(work.saved_bytes[part] for part in PARTS if part in again) if layers else 0.0
+    whole_layer = sum(work.saved_bytes[part] for part in PARTS if part in again)
     last = rank == layout.pipe - 1
     return MemoryPlan(
         rank=rank,
-        parameters=count * stored / (data if layout.zero == 3 else 1),
+        parameters=count * itemsize(execution.param_dtype) / (data if layout.zero == 3 else 1),
         compute_copy=count * size if execution.compute_copy and layout.zero < 3 else 0.0,
         gradients=count * itemsize(execution.grad_dtype) / (data if layout.zero >= 2 else 1),
-        optimizer=count * states / (data if layout.zero >= 1 else 1),
+        optimizer=count * (_MOMENTS + 4 * execution.master) / (data if layout.zero >= 1 else 1),
         stash=stash,
         activations=at_work + whole_layer,
         logits=_logits(model, layout, seq_len) if last else 0.0,

@@ -117,6 +117,7 @@ def _titan(name, model, devices, rows, rate, again, guessed=(), **layout) -> Pub
         topology=where, layout=chosen, seq_len=8192,
         execution=dataclasses.replace(_FSDP, grad_dtype="float32", recompute=again),
         mfu=_mfu_of_rate(model, where, 8192, rate), reported=f"{rate:,.0f} tokens/s per GPU",
+        note="of the data sheet's peak, which the source says this machine (500 W) does not have",
         guessed=guessed,
     )  # fmt: skip
 

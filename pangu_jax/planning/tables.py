@@ -1,0 +1,183 @@
+"""Tables of a plan: one description, shown on a terminal or written as Markdown."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from pangu_jax.parallel.layout import Layout
+from pangu_jax.parallel.topology import Topology
+from pangu_jax.planning.ablation import AblationStep
+from pangu_jax.planning.cost import Prediction
+from pangu_jax.planning.sweep import SweepResult
+from pangu_jax.planning.validation import Comparison
+
+# Published for Pangu Ultra with rows of 4K: before and after its optimizations.
+PAPER_MFU = (0.43, 0.52)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of text under headings; the first column is left-aligned, the others right."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+    def markdown(self) -> str:
+        lines = [f"### {self.title}", "", "| " + " | ".join(self.columns) + " |"]
+        lines.append("| --- |" + " ---: |" * (len(self.columns) - 1))
+        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
+        return "\n".join(lines + (["", self.note] if self.note else []))
+
+    def show(self, console) -> None:
+        """Prints it with rich."""
+        from rich.table import Table as RichTable
+
+        table = RichTable(title=f"[bold]{self.title}[/bold]", title_justify="left")
+        for index, column in enumerate(self.columns):
+            table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        for row in self.rows:
+            table.add_row(*row)
+        console.print(table)
+        if self.note:
+            console.print(f"  {self.note}")
+        console.print()
+
+
+def _bytes(size: float) -> str:
+    """'12.3 GB', '4.5 MB', '678 B'."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:,.2f} {unit}" if unit == "GB" else f"{size / scale:.1f} {unit}"
+    return f"{size:.0f} B"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3f} s" if value >= 0.0995 else f"{1e3 * value:.2f} ms"
+
+
+def layout_text(layout: Layout) -> str:
+    """'data 128 x pipe 8 (6 virtual) x tensor 8, 16 micro-batches of 1 row, ZeRO-1'."""
+    virtual = f" ({layout.virtual_stages} virtual)" if layout.virtual_stages > 1 else ""
+    axes = [f"data {layout.data}", f"pipe {layout.pipe}{virtual}"]
+    axes += [f"{a} {getattr(layout, a)}" for a in ("context", "tensor") if getattr(layout, a) > 1]
+    rows = f"{layout.microbatch_rows} row" + "s" * (layout.microbatch_rows > 1)
+    extra = ", overlapped" if layout.overlap else ""
+    return (
+        f"{' x '.join(axes)}, {layout.microbatches} micro-batches of {rows}, "
+        f"ZeRO-{layout.zero}{extra}"
+    )
+
+
+def phase_table(predictions: Mapping[str, Prediction], topology: Topology) -> Table:
+    """One row per phase: layout, step, MFU, memory."""
+    rows = []
+    for name, p in predictions.items():
+        full = p.memory.total / topology.memory_bytes
+        rows.append(
+            (
+                name, f"{p.layout.batch_rows:,} x {p.seq_len:,}", layout_text(p.layout),
+                _seconds(p.seconds), f"{p.tokens / p.seconds:,.0f}", f"{p.mfu:.1%}",
+                f"{p.hfu:.1%}", f"{_bytes(p.memory.total)} ({full:.0%})"
+                + ("" if p.fits else ", does not fit"),
+            )
+        )  # fmt: skip
+    columns = ("phase", "batch", "layout", "step", "tokens/s", "MFU", "HFU", "memory")
+    return Table(f"Predicted steps on {topology.name}", columns, tuple(rows))
+
+
+def time_table(predictions: Mapping[str, Prediction]) -> Table:
+    """Where the seconds of a step go, by phase."""
+    causes = list(next(iter(predictions.values())).parts)
+    rows = [
+        (cause, *(f"{_seconds(p.parts[cause])} ({p.parts[cause] / p.seconds:.1%})"
+                  for p in predictions.values()))
+        for cause in causes
+    ]  # fmt: skip
+    return Table("Seconds of a step", ("spent on", *predictions), tuple(rows))
+
+
+def memory_table(predictions: Mapping[str, Prediction]) -> Table:
+    """Bytes of the fullest device, by part and phase."""
+    parts = list(next(iter(predictions.values())).memory.parts)
+    rows = [(part, *(_bytes(p.memory.parts[part]) for p in predictions.values())) for part in parts]
+    rows.append(("sum", *(_bytes(p.memory.total) for p in predictions.values())))
+    rows.append(("pipeline rank", *(str(p.memory.rank) for p in predictions.values())))
+    return Table("Memory of the fullest device", ("part", *predictions), tuple(rows))
+
+
+def collective_table(name: str, prediction: Prediction) -> Table:
+    """Collectives of a step on one device."""
+    rows = tuple(
+        (
+            c.purpose, c.axis, c.kind, str(c.group), _bytes(c.bytes), f"{c.count:,.0f}",
+            _bytes(c.sent), _seconds(c.total_seconds), c.beside or "nothing", c.links,
+        )
+        for c in sorted(prediction.collectives, key=lambda c: -c.total_seconds)
+    )  # fmt: skip
+    columns = ("for", "axis", "kind", "group", "array", "times", "sent", "time", "can hide behind",
+               "links")  # fmt: skip
+    return Table(
+        f"Collectives of a step, {name}", columns, rows,
+        "Per device; time before anything is hidden.",
+    )  # fmt: skip
+
+
+def validation_table(comparisons: Sequence[Comparison], errors: tuple[float, float]) -> Table:
+    """Prediction beside publication; errors: as it is, and with the constant fitted to others."""
+    rows = tuple(
+        (
+            c.run.name, c.run.reported, f"{c.run.mfu:.1%}", f"{c.prediction.mfu:.1%}",
+            f"{100 * c.error:+.1f}", c.run.source,
+        )
+        for c in comparisons
+    )  # fmt: skip
+    bias = sum(c.error for c in comparisons) / len(comparisons)
+    kinds: dict[str, list[float]] = {}
+    for c in comparisons:
+        kinds.setdefault(c.run.topology.device_kind, []).append(100 * c.error)
+    by_kind = ", ".join(f"{kind} {sum(e) / len(e):+.1f}" for kind, e in kinds.items())
+    return Table(
+        "Prediction beside publication",
+        ("run", "reported", "MFU, causal half", "predicted", "points", "source"),
+        rows,
+        f"Mean absolute error {100 * errors[0]:.1f} points, mean error {100 * bias:+.1f}; one set "
+        "of constants, none fitted to whole runs. Choosing the efficiency of products by the other "
+        f"runs gives {100 * errors[1]:.1f}. Mean error by device: {by_kind}. That some kinds of "
+        "device lie high together is not in the model: clocks under load, for one, are no data-"
+        "sheet figure.",
+    )
+
+
+def ablation_table(title: str, steps: Sequence[AblationStep], note: str = "") -> Table:
+    """MFU by phase as options are switched on; what does not fit is marked."""
+    phases = list(steps[0].predictions)
+    rows = tuple(
+        (
+            step.name,
+            *(
+                f"{p.mfu:.1%}" + ("" if p.fits else " (too large)")
+                for p in step.predictions.values()
+            ),
+        )
+        for step in steps
+    )
+    return Table(title, ("switched on", *phases), rows, note)
+
+
+def sweep_table(name: str, result: SweepResult) -> Table:
+    """The best layouts of a sweep."""
+    rows = tuple(
+        (
+            layout_text(e.prediction.layout), e.remat, _seconds(e.prediction.seconds),
+            f"{e.prediction.mfu:.1%}", _bytes(e.prediction.memory.total),
+        )
+        for e in result.entries
+    )  # fmt: skip
+    return Table(
+        f"Fastest layouts that fit, {name}", ("layout", "remat", "step", "MFU", "memory"), rows,
+        f"{result.tried:,} tried, {result.too_large:,} of them too large; {result.refused:,} "
+        "do not suit the model.",
+    )  # fmt: skip
