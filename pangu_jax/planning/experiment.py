@@ -8,7 +8,7 @@ from typing import Any
 
 from pangu_jax.config.resolve import resolve
 from pangu_jax.parallel.topology import Topology, topology
-from pangu_jax.planning.ablation import PAPER_STACK, ablation, program_steps
+from pangu_jax.planning.ablation import PAPER_STACK, ablation, fastest_that_fits, program_steps
 from pangu_jax.planning.config import PlanConfig, PlanPhase
 from pangu_jax.planning.cost import Prediction, predict
 from pangu_jax.planning.report import prediction_record, write_report
@@ -111,7 +111,17 @@ def _sweep(
                 base=phase.layout, execution=execution, efficiencies=config.efficiencies,
                 config=config.search,
             )  # fmt: skip
-            tables.append(sweep_table(title, found))
+            planned = predictions[phase.name]
+            if execution is not config.execution:
+                planned = fastest_that_fits(
+                    config.model,
+                    phase.layout,
+                    where,
+                    phase.seq_len,
+                    execution,
+                    config.efficiencies,
+                )[1]
+            tables.append(sweep_table(title, found, planned))
             records[title] = [
                 {"remat": entry.remat, **prediction_record(entry.prediction)}
                 for entry in found.entries

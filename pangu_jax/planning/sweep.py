@@ -37,7 +37,7 @@ class SweepConfig:
     max_pipe: int = 32
     rank_tokens: int = 2048
     room: float = 0.9
-    top: int = 10
+    top: int = 5
 
     def __post_init__(self):
         if not 0 < self.room <= 1:

@@ -167,8 +167,8 @@ def ablation_table(title: str, steps: Sequence[AblationStep], note: str = "") ->
     return Table(title, ("switched on", *phases), rows, note)
 
 
-def sweep_table(name: str, result: SweepResult) -> Table:
-    """The best layouts of a sweep."""
+def sweep_table(name: str, result: SweepResult, planned: Prediction) -> Table:
+    """The best layouts of a sweep, and what the first saves against the planned one."""
     rows = tuple(
         (
             layout_text(e.prediction.layout), e.remat, _seconds(e.prediction.seconds),
@@ -176,8 +176,13 @@ def sweep_table(name: str, result: SweepResult) -> Table:
         )
         for e in result.entries
     )  # fmt: skip
+    best = result.entries[0].prediction
+    changes = {part: best.parts[part] - planned.parts[part] for part in best.parts}
+    largest = sorted(changes, key=lambda part: -abs(changes[part]))[:3]
+    argument = ", ".join(f"{part} {changes[part]:+.3f} s" for part in largest)
     return Table(
         f"Fastest layouts that fit, {name}", ("layout", "remat", "step", "MFU", "memory"), rows,
         f"{result.tried:,} tried, {result.too_large:,} of them too large; {result.refused:,} "
-        "do not suit the model.",
+        f"do not suit the model. The planned layout takes {_seconds(planned.seconds)} "
+        f"({planned.mfu:.1%}); the first of these differs most in {argument}.",
     )  # fmt: skip
