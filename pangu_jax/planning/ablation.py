@@ -24,7 +24,7 @@ WHOLE_ROW_IMBALANCE = 1.28
 
 PAPER_STACK = Execution(
     param_dtype="bfloat16", master=True, stash="activations", lock_step=False,
-    replicate_ends=False, overlap_data=True, recompute=(),
+    replicate_ends=False, overlap_data=True, scatter_first=True, recompute=(),
 )  # fmt: skip
 
 
@@ -127,7 +127,11 @@ def program_steps(
     """
     rows: list[tuple[str, dict]] = [
         ("as configured", {}),
-        ("one cast of the parameters per step", {"compute_copy": True}),
+        ("gradients divided over data before other sums", {"scatter_first": True}),
+        (
+            "one cast of the parameters per step, before they are gathered",
+            {"compute_copy": True, "cast_first": True},
+        ),
         ("gradients and parameters exchanged beside layers", {"overlap_data": True}),
         ("ends stored on their own ranks alone", {"replicate_ends": False}),
         ("activations kept instead of chunk inputs", {"stash": "activations"}),

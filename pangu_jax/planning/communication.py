@@ -26,6 +26,7 @@ from pangu_jax.planning.layer import (
 )
 from pangu_jax.planning.links import collective_seconds, group_of
 from pangu_jax.planning.memory import rank_parameters
+from pangu_jax.planning.pipeline import executed_units
 
 PASSES = ("forward", "rerun", "recompute", "backward")
 
@@ -122,19 +123,22 @@ def layer_collectives(
         keys = tokens_per_device(layout, seq_len) * model.num_kv_heads * model.head_dim
         size = 2.0 * itemsize(model.dtype) * keys / layout.tensor
         if layout.context_strategy == "ring":
-            ring = lambda count: make(  # noqa: E731
-                "context ring", "context", "collective-permute", size, count, "attention"
+            ring = lambda size: make(  # noqa: E731
+                "context ring", "context", "collective-permute", size, c - 1, "attention"
             )
-            passes["forward"].append(ring(c - 1))
+            passes["forward"].append(ring(size))
             if "attention" in again:
-                passes["recompute"].append(ring(c - 1))
-            passes["backward"].append(ring(2 * c - 1))  # keys and values, and their gradients
+                passes["recompute"].append(ring(size))
+            # Keys and values once more, and the sums of their gradients in float32.
+            passes["backward"] += [ring(size), ring(size * 4 / itemsize(model.dtype))]
         else:
             gather = make("context gather", "context", "all-gather", c * size, 1)
-            scatter = make("context gather", "context", "reduce-scatter", c * size, 1)
+            wide = c * size * 4 / itemsize(model.dtype)
+            scatter = make("context gather", "context", "reduce-scatter", wide, 1)
             passes["forward"].append(gather)
-            passes["recompute"].append(gather)
-            passes["backward"].append(scatter)
+            if "attention" in again:
+                passes["recompute"].append(gather)
+            passes["backward"] += [gather, scatter]
     if rerun:
         passes["rerun"] = list(passes["forward"])
     return {name: [c for c in found if c.count] for name, found in passes.items()}
@@ -157,15 +161,17 @@ def step_collectives(
     found: list[Collective] = []
     n, size = layout.microbatches, itemsize(model.dtype)
     stages = layers_of_stages(model, layout, execution)
-    layers = max(sum(stages[rank :: layout.pipe]) for rank in range(layout.pipe))
+    layers = n * max(sum(stages[rank :: layout.pipe]) for rank in range(layout.pipe))
+    units = executed_units(layout, execution)
+    if layout.pipe > 1 and execution.lock_step:
+        layers = units * max(stages)  # of ranks whose slots are all in use
     per_layer = layer_collectives(model, layout, topology, seq_len, execution, efficiencies)
     for name, collectives in per_layer.items():
         for one in collectives:
             purpose = f"{one.purpose}, {name}"
-            found.append(dataclasses.replace(one, purpose=purpose, count=one.count * layers * n))
+            found.append(dataclasses.replace(one, purpose=purpose, count=one.count * layers))
     found += _ends(make, model, layout, seq_len, size)
     if layout.pipe > 1:
-        units = n * layout.virtual_stages + (layout.pipe - 1) * execution.lock_step
         chunk = size * stream_tokens(layout, seq_len) * model.hidden_dim
         for name in ("activations", "their gradients"):
             found.append(
@@ -181,7 +187,11 @@ def _ends(make, model, layout, seq_len, size) -> list[Collective]:
         return []
     n, tokens = layout.microbatches, tokens_per_device(layout, seq_len)
     stream = size * tokens * model.hidden_dim
-    made = [make("loss: maximum, sum, own logit", "tensor", "all-reduce", 4.0 * tokens, 3 * n)]
+    pieces = -(-tokens // (layout.microbatch_rows * (model.loss_chunk or tokens)))
+    made = [
+        make("loss: maximum, sum, own logit", "tensor", "all-reduce", 4.0 * tokens / pieces,
+             3 * n * pieces)
+    ]  # fmt: skip
     if layout.sequence_parallel:
         made.append(make("hidden states to the head", "tensor", "all-gather", stream, n))
         made.append(make("gradient of the head's input", "tensor", "reduce-scatter", stream, n))
@@ -213,7 +223,9 @@ def data_collectives(
     ends = execution.replicate_ends
     count = max(rank_parameters(model, layout, rank, execution) for rank in range(layout.pipe))
     grad, n = itemsize(execution.grad_dtype), layout.microbatches
-    travel = min(itemsize(execution.param_dtype), itemsize(model.dtype))
+    travel = itemsize(execution.param_dtype)
+    if execution.cast_first:
+        travel = min(travel, itemsize(model.dtype))
     made: list[Collective] = []
     shard = count / layout.data if layout.zero else count
     if layout.data > 1:
@@ -237,10 +249,13 @@ def data_collectives(
                 make("gradients of a layer", "data", "reduce-scatter", grad * count / pieces,
                      n * pieces, "layers")
             )  # fmt: skip
+    divided = execution.scatter_first or layout.zero >= 2
     if layout.context > 1:
-        made.append(make("gradients", "context", "all-reduce", grad * shard, 1, "layers"))
+        size = grad * (shard if divided else count)
+        made.append(make("gradients, sum over context", "context", "all-reduce", size, 1, "layers"))
     if layout.pipe > 1 and ends:
-        both = sum(end_parameters(model)) / layout.tensor / (layout.data if layout.zero else 1)
+        both = sum(end_parameters(model)) / layout.tensor
+        both /= layout.data if execution.scatter_first and layout.zero else 1
         made.append(make("gradients of the ends", "pipe", "all-reduce", grad * both, 1))
     if layout.tensor > 1 and layout.sequence_parallel:
         norms = model.parameter_counts()["norms"] / layout.pipe

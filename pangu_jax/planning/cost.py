@@ -265,7 +265,7 @@ def _casts(model, layout, execution, machine, products) -> float:
     if stored == machine.size or execution.compute_copy:
         return 0.0
     weights = sum(p.k * p.n for p in products)
-    share = layout.data if layout.zero == 3 else 1  # cast before they are gathered
+    share = layout.data if layout.zero == 3 and execution.cast_first else 1
     return weights * (stored + machine.size) / share / machine.memory
 
 

@@ -53,6 +53,9 @@ class Execution:
       computed. Otherwise S x S scores, mask and weights go through memory.
     fused_pointwise: norms, rotary embedding and SwiGLU read and write their arrays once.
     fused_accumulation: weight gradients are added where the product makes them.
+    cast_first: parameters are cast before they are gathered over data, not after.
+    scatter_first: gradients are divided over data before they are summed over context and pipe
+      (what is divided early anyway, zero 2 and 3, is).
     overlap_data: gathers and scatters of parameters and gradients run beside layers; otherwise
       before and after them (the step program here, but for zero 3).
     offload: saved activations wait in host memory (costs no time here: taken to be hidden).
@@ -71,6 +74,8 @@ class Execution:
     fused_attention: bool = True
     fused_pointwise: bool = True
     fused_accumulation: bool = True
+    cast_first: bool = False
+    scatter_first: bool = False
     overlap_data: bool = False
     offload: bool = False
     context_imbalance: float = 1.0

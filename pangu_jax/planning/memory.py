@@ -7,12 +7,15 @@ parameters of one (pipe, tensor) rank:
     compute_copy P * size(dtype), where there is one
     gradients    P * size(grad_dtype) / (d if zero >= 2)
     optimizer    P * (4 + 4 + 4 if master) / (d if zero >= 1)      Adam's two moments, float32
-    stash        units in flight * (chunk input, or what its layers keep)
+    stash        units in flight * (chunk input, or what its layers keep); in lock step every rank
+                 has the slots of the fullest one, those of received activations and gradients, and
+                 one of each for idle ticks
     activations  of the chunk that is being differentiated: what its layers keep by the remat
                  policy, and all arrays of the one layer at work
     logits       of one loss chunk, on the last pipeline rank
-    buffers      gathered stream and its gradient, gradients of the MLP's wide arrays, gathered
-                 parameters of two layers (zero == 3), K and V of two context ranks
+    buffers      a chunk's parameters and gradients on their way out of and into those of all
+                 chunks (v > 1), gathered stream and its gradient, gradients of the MLP's wide
+                 arrays, gathered parameters of two layers (zero == 3), K and V of two context ranks
 
 Letters: see `layer.py`.
 """
@@ -86,8 +89,14 @@ def units_in_flight(layout: Layout, rank: int = 0) -> int:
 
 
 def rank_parameters(model: DecoderConfig, layout: Layout, rank: int, execution: Execution) -> float:
-    """Parameters of one device of pipeline rank `rank`, before any division over data."""
-    layers = sum(layers_of_stages(model, layout, execution)[rank :: layout.pipe])
+    """Parameters of one device of pipeline rank `rank`, before any division over data.
+
+    In lock step all ranks hold equally many layer slots, those of the ends and empty ones too.
+    """
+    if execution.lock_step and not execution.even_layers:
+        layers = layout.slots_per_stage(model.num_layers) * layout.virtual_stages
+    else:
+        layers = sum(layers_of_stages(model, layout, execution)[rank :: layout.pipe])
     replicate_ends = execution.replicate_ends
     embedding, head = end_parameters(model)
     total = layers * layer_parameters(model)
@@ -129,6 +138,10 @@ def _rank_plan(model, layout, seq_len, execution, work: LayerWork, rank: int) ->
     stash, at_work = 0.0, per_layer * max(own)
     flying = units_in_flight(layout, rank)
     if layout.pipe > 1 and execution.stash == "inputs":
+        if execution.lock_step:
+            table = pipeline_schedule(layout)
+            flying = 3 + table.num_stash_slots
+            flying += table.num_activation_slots + table.num_gradient_slots
         stash = flying * size * stream_tokens(layout, seq_len) * model.hidden_dim
     elif layout.pipe > 1:
         stash, at_work = flying * per_layer * sum(own) / len(own), 0.0
@@ -146,7 +159,7 @@ def _rank_plan(model, layout, seq_len, execution, work: LayerWork, rank: int) ->
         stash=stash,
         activations=at_work + whole_layer,
         logits=_logits(model, layout, seq_len) if last else 0.0,
-        buffers=_buffers(model, layout, seq_len, size),
+        buffers=_buffers(model, layout, seq_len, size) + _chunk(model, layout, execution, own),
     )
 
 
@@ -163,6 +176,14 @@ def _logits(model: DecoderConfig, layout: Layout, seq_len: int) -> float:
         + model.hidden_dim * vocab * 4.0
         + 2 * tokens * model.hidden_dim * size
     )
+
+
+def _chunk(model: DecoderConfig, layout: Layout, execution: Execution, own) -> float:
+    """A copy of one chunk's parameters, and its gradients before they are added."""
+    if layout.pipe == 1 or layout.virtual_stages == 1:
+        return 0.0
+    weights = max(own) * layer_parameters(model) / layout.tensor
+    return weights * (itemsize(execution.param_dtype) + itemsize(execution.grad_dtype))
 
 
 def _buffers(model: DecoderConfig, layout: Layout, seq_len: int, size: int) -> float:

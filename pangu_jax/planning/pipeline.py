@@ -23,6 +23,16 @@ def _schedule(pipe: int, virtual_stages: int, microbatches: int) -> Schedule:
     return interleaved_1f1b((pipe, virtual_stages, microbatches))
 
 
+def executed_units(layout: Layout, execution: Execution) -> int:
+    """Forward parts that a rank executes in a step; as many backward ones.
+
+    In lock step all ranks work in every tick in which any of them has something to do.
+    """
+    if layout.pipe == 1 or not execution.lock_step:
+        return layout.microbatches * layout.virtual_stages
+    return int(pipeline_schedule(layout).forward_ticks.sum())
+
+
 def pipeline_timeline(
     layout: Layout,
     forward: Sequence[float],

@@ -49,7 +49,7 @@ def test_pipeline_permutes_by_hand():
 def test_tensor_parallel_collectives_of_a_layer(remat, stash, gathers, scatters):
     layers = 2 * 6  # of the ranks in the middle
     model = dataclasses.replace(ULTRA, remat=remat)
-    execution = Execution(stash=stash)
+    execution = Execution(stash=stash, lock_step=False)
     for kind, expected in (("all-gather", gathers), ("reduce-scatter", scatters)):
         found = _find(PAPER, execution, model, kind=kind, axis="tensor")
         counted = sum(c.count for c in found if c.purpose.startswith("tensor parallel"))
@@ -58,10 +58,18 @@ def test_tensor_parallel_collectives_of_a_layer(remat, stash, gathers, scatters)
         assert {c.links for c in found} == {"inside a node"}
 
 
+def test_in_lock_step_idle_ticks_are_executed():
+    model = dataclasses.replace(ULTRA, remat="none")
+    found = _find(PAPER, Execution(), model, kind="reduce-scatter", axis="tensor")
+    counted = sum(c.count for c in found if c.purpose.startswith("tensor parallel"))
+    assert counted == 6 * 2 * (16 * 6 + 7)  # 2 layers a chunk, 103 ticks
+
+
 def test_without_sequence_parallelism_all_reduces_take_their_place():
     plain = dataclasses.replace(PAPER, sequence_parallel=False)
     model = dataclasses.replace(ULTRA, remat="none")
-    found = _find(plain, Execution(stash="activations"), model, axis="tensor")
+    execution = Execution(stash="activations", lock_step=False)
+    found = _find(plain, execution, model, axis="tensor")
     layers = [c for c in found if c.purpose.startswith("tensor parallel")]
     assert {c.kind for c in layers} == {"all-reduce"}
     assert sum(c.count for c in layers) == 4 * 12 * 16
@@ -73,32 +81,53 @@ def test_zero_stages_by_hand():
     kinds = {}
     for zero in range(4):
         found = step_collectives(
-            model, dataclasses.replace(layout, zero=zero), topology("h100_8"), 4096
-        )
+            model, dataclasses.replace(layout, zero=zero), topology("h100_8"), 4096,
+            Execution(cast_first=True),
+        )  # fmt: skip
         kinds[zero] = {c.kind: c for c in found}
     assert kinds[0]["all-reduce"].sent == pytest.approx(2 * 4 * count * 7 / 8)
     assert kinds[1]["reduce-scatter"].sent == pytest.approx(4 * count * 7 / 8)
     assert kinds[1]["all-gather"].sent == pytest.approx(2 * count * 7 / 8)  # bfloat16
     assert kinds[2]["reduce-scatter"].sent == pytest.approx(4 * 4 * count * 7 / 8)
     assert kinds[3]["all-gather"].sent == pytest.approx(4 * 2 * 2 * count * 7 / 8)
+    late = step_collectives(model, layout, topology("h100_8"), 4096)
+    gather = next(c for c in late if c.kind == "all-gather")
+    assert gather.sent == pytest.approx(4 * count * 7 / 8)  # float32, as stored
 
 
 def test_ring_and_gather_of_keys_and_values():
     layout = Layout(data=16, pipe=8, context=8, tensor=8, virtual_stages=6, microbatches=6)
     keys = 2 * 2 * (131_072 / 8) * 128  # k and v of one head, bfloat16
     model = dataclasses.replace(ULTRA, remat="none")
-    execution = Execution(stash="activations")
+    execution = Execution(stash="activations", lock_step=False)
     ring = [
         c
         for c in _find(layout, execution, model, 131_072, axis="context")
         if c.kind == "collective-permute"
     ]
-    assert {c.bytes for c in ring} == {keys}
-    # 7 hops forward; 7 of keys and values and 8 of their gradients backward.
-    assert sum(c.count for c in ring) == (7 + 15) * 12 * 6
+    # Keys and values forward and backward, and float32 sums of their gradients: 7 hops each.
+    assert sorted(c.bytes for c in ring) == [keys, keys, 2 * keys]
+    assert {c.count for c in ring} == {7 * 12 * 6}
     gathered = dataclasses.replace(layout, context_strategy="gather")
     found = _find(gathered, execution, model, 131_072, axis="context")
-    assert {c.bytes for c in found if c.purpose.startswith("context")} == {8 * keys}
+    layers = [c for c in found if c.purpose.startswith("context")]
+    assert {c.bytes for c in layers if c.kind == "all-gather"} == {8 * keys}
+    assert [c.bytes for c in layers if c.kind == "reduce-scatter"] == [16 * keys]
+
+
+def test_gradients_are_summed_whole_or_divided():
+    layout = Layout(data=16, pipe=8, context=8, tensor=8, virtual_stages=6, microbatches=6)
+    whole = _find(layout, Execution(), seq_len=131_072, purpose="gradients, sum over context")
+    divided = _find(
+        layout, Execution(scatter_first=True), seq_len=131_072,
+        purpose="gradients, sum over context",
+    )  # fmt: skip
+    assert whole[0].bytes == pytest.approx(16 * divided[0].bytes)
+    for found, ways in ((Execution(), 1), (Execution(scatter_first=True), 128)):
+        (ends,) = _find(PAPER, found, purpose="gradients of the ends")
+        assert ends.bytes == pytest.approx(
+            4 * (2 * ULTRA.vocab_size + 1) * ULTRA.hidden_dim / 8 / ways
+        )
 
 
 def test_groups_lie_where_the_device_order_puts_them():

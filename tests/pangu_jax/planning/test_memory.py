@@ -26,7 +26,7 @@ MIXED = Execution(param_dtype="bfloat16", master=True)
 
 def test_arguments_of_the_paper_layout_by_hand():
     # All layers, embedding and head divided by 64, what the optimizer keeps by 8,192.
-    alone = dataclasses.replace(MIXED, replicate_ends=False)
+    alone = dataclasses.replace(MIXED, replicate_ends=False, lock_step=False)
     ranks = [memory_plan(ULTRA, PAPER, 4096, alone, rank=r).arguments for r in range(8)]
     count = ULTRA.num_parameters()
     assert np.mean(ranks) == pytest.approx(count * 2 / 64 + count * 12 / 8192, rel=1e-3)
@@ -45,7 +45,7 @@ def test_arguments_with_ends_on_every_rank_by_hand():
 
 
 def test_parameters_of_the_ranks_sum_to_the_model():
-    alone = Execution(replicate_ends=False)
+    alone = Execution(replicate_ends=False, lock_step=False)
     total = sum(rank_parameters(ULTRA, PAPER, r, alone) for r in range(8)) * 8
     assert total == pytest.approx(ULTRA.num_parameters(), rel=1e-9)
 
@@ -80,7 +80,13 @@ def test_units_in_flight_are_those_of_the_schedule(pipe, virtual, count):
 
 def test_stash_of_inputs_by_hand():
     plan = memory_plan(ULTRA, PAPER, 4096, Execution(), rank=0)
-    assert plan.stash == 55 * 4096 * 12_288 * 2 / 8  # sequence divided over tensor
+    # 55 inputs in flight, one activation and one gradient on their way, one idle slot of each;
+    # the sequence divided over tensor.
+    assert plan.stash == (55 + 1 + 1 + 3) * 4096 * 12_288 * 2 / 8
+    alone = Execution(lock_step=False)
+    assert [memory_plan(ULTRA, PAPER, 4096, alone, rank=r).stash for r in (0, 7)] == [
+        n * 4096 * 12_288 * 2 / 8 for n in (55, 41)
+    ]
     whole = dataclasses.replace(PAPER, sequence_parallel=False)
     assert memory_plan(ULTRA, whole, 4096, Execution(), rank=0).stash == 8 * plan.stash
 
