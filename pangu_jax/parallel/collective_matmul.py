@@ -14,7 +14,8 @@ All run inside `jax.shard_map(..., check_vma=False)` and write out what the back
 JAX transposes no communication here. The way in keeps its input divided and gathers it a second
 time for the gradient of the kernels: 1 / C of the memory for one more all-gather, which does not
 wait for the cotangent. Where both passes stand in one computation, as in a layer that is
-rematerialised, XLA merges the two gathers and the whole x lives as long as that layer.
+rematerialised, XLA merges two gathers without `overlap`, and the whole x lives as long as that
+layer.
 
 Types: what travels, forward and backward, has the type of x. Partial sums in the ring are added in
 float32 (float64 for float64) and rounded to the type of x for every hop: a 16-bit ring moves no
@@ -161,17 +162,14 @@ def _parsed(equations, kernels):
     return tuple(parsed)
 
 
-def _chunks(x: jax.Array, axis_name: str) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """(rank it comes from, chunk): the local one, then the others as they arrive.
+def _after(x: jax.Array, done: Sequence[jax.Array]) -> jax.Array:
+    """x, not to be used before `done` is there.
 
-    A chunk is handed out after it has been sent on, so that it is worked on while it travels.
+    Holds the steps of a ring in a row. Products of several chunks with one kernel do not depend on
+    each other, and XLA's compiler for GPUs would merge them into one that waits for the last chunk,
+    or send all chunks before the first product.
     """
-    ranks, rank = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)
-    pairs = [(a, (a + 1) % ranks) for a in range(ranks)]
-    for hop in range(ranks):
-        following = jax.lax.ppermute(x, axis_name, pairs) if hop < ranks - 1 else None
-        yield (rank - hop) % ranks, x
-        x = following
+    return jax.lax.optimization_barrier((x, *done))[0] if done else x
 
 
 def _assembled(
@@ -198,8 +196,19 @@ def _gather(x, axis_name, overlap, then=None):
     if not overlap:
         x = jax.lax.all_gather(x, axis_name, axis=_SEQUENCE, tiled=True)
         return x, *then(x)
-    parts = ((rank, (chunk, *then(chunk))) for rank, chunk in _chunks(x, axis_name))
-    return _assembled(parts, jax.lax.axis_size(axis_name))
+
+    def parts(chunk):
+        ranks, rank = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)
+        pairs = [(a, (a + 1) % ranks) for a in range(ranks)]
+        done = ()
+        for hop in range(ranks):
+            chunk = _after(chunk, done)
+            following = jax.lax.ppermute(chunk, axis_name, pairs) if hop < ranks - 1 else None
+            done = then(chunk)
+            yield (rank - hop) % ranks, (chunk, *done)
+            chunk = following
+
+    return _assembled(parts(x), jax.lax.axis_size(axis_name))
 
 
 def _scatter(summand: Callable, axis_name, overlap, length, dtype):
@@ -217,17 +226,19 @@ def _scatter(summand: Callable, axis_name, overlap, length, dtype):
         return jax.lax.psum_scatter(whole, axis_name, scatter_dimension=_SEQUENCE, tiled=True)
     ranks, rank = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)
     size = length // ranks
-    # Against the direction of `_chunks`, so that the two rings of a backward pass can use both
+    # Against the direction of `_gather`, so that the two rings of a backward pass can use both
     # directions of a link.
     pairs = [(a, (a - 1) % ranks) for a in range(ranks)]
-    total = None
+    total, done = None, ()
     for hop in range(ranks):
         arrived = None if total is None else jax.lax.ppermute(total.astype(dtype), axis_name, pairs)
         start = (rank + 1 + hop) % ranks * size
-        part = summand(
-            lambda x, start=start: jax.lax.dynamic_slice_in_dim(x, start, size, _SEQUENCE)
-        )
-        total = part if arrived is None else arrived.astype(part.dtype) + part
+
+        def chunk(x, start=start, done=done):
+            return jax.lax.dynamic_slice_in_dim(_after(x, done), start, size, _SEQUENCE)
+
+        part = summand(chunk)
+        total, done = (part if arrived is None else arrived.astype(part.dtype) + part), (part,)
     return total.astype(dtype)
 
 
