@@ -161,3 +161,37 @@ def test_what_has_no_parts_is_said():
         attend_forward(x[:, :, :1], x, x, scale=1.0)
     with pytest.raises(ValueError, match=r"lse has shape \(1, 6\)"):
         attend_backward(x, x, x, scale=1.0, out=x, d_out=x, lse=x[:, :, 0, 0])
+
+
+def both_parts(implementation):
+    """A forward and a backward part of bfloat16 inputs, with abstract arguments for it."""
+
+    def step(q, k, v, ids):
+        given = {
+            "q_segment_ids": ids, "kv_segment_ids": ids, "q_positions": ids, "kv_positions": ids,
+            "scale": 0.1, "implementation": implementation,
+        }  # fmt: skip
+        out, lse = attend_forward(q, k, v, **given)
+        return attend_backward(q, k, v, **given, out=out, lse=lse, d_out=q)
+
+    q = jax.ShapeDtypeStruct((1, 1000, 8, 128), jnp.bfloat16)
+    kv = jax.ShapeDtypeStruct((1, 1000, 2, 128), jnp.bfloat16)
+    return jax.jit(step), (q, kv, kv, jax.ShapeDtypeStruct((1, 1000), jnp.int32))
+
+
+def test_parts_lower_for_devices_that_are_not_here(v5p):
+    step, args = both_parts("pallas_tpu")
+    with jax.sharding.use_abstract_mesh(v5p):
+        text = step.trace(*args).lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("tpu_custom_call") == 3  # Forward, by queries, by keys.
+    pytest.importorskip("jax.experimental.pallas.mosaic_gpu", reason="this JAX has no Mosaic GPU")
+    step, args = both_parts("pallas_gpu")
+    text = step.trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("@mosaic_gpu") == 3
+
+
+@pytest.mark.tpu_aot
+def test_parts_compile_ahead_of_time_for_v5p(compile_for_v5p):
+    step, args = both_parts("pallas_tpu")
+    text = compile_for_v5p(step, *args)
+    assert text.count('custom_call_target="tpu_custom_call"') == 3
