@@ -26,7 +26,7 @@ from pangu_jax.planning.layer import (
 )
 from pangu_jax.planning.links import collective_seconds, group_of
 from pangu_jax.planning.memory import rank_parameters
-from pangu_jax.planning.pipeline import executed_units
+from pangu_jax.planning.pipeline import executed_units, permutes
 
 PASSES = ("forward", "rerun", "recompute", "backward")
 
@@ -162,9 +162,9 @@ def step_collectives(
     n, size = layout.microbatches, itemsize(model.dtype)
     stages = layers_of_stages(model, layout, execution)
     layers = n * max(sum(stages[rank :: layout.pipe]) for rank in range(layout.pipe))
-    units = executed_units(layout, execution)
     if layout.pipe > 1 and execution.lock_step:
-        layers = units * max(stages)  # of ranks whose slots are all in use
+        # Of ranks whose slots are all in use.
+        layers = executed_units(layout, execution) * max(stages)
     per_layer = layer_collectives(model, layout, topology, seq_len, execution, efficiencies)
     for name, collectives in per_layer.items():
         for one in collectives:
@@ -175,7 +175,14 @@ def step_collectives(
         chunk = size * stream_tokens(layout, seq_len) * model.hidden_dim
         for name in ("activations", "their gradients"):
             found.append(
-                make(f"pipeline, {name}", "pipe", "collective-permute", chunk, units, "next unit")
+                make(
+                    f"pipeline, {name}",
+                    "pipe",
+                    "collective-permute",
+                    chunk,
+                    permutes(layout, execution),
+                    "next unit",
+                )  # fmt: skip
             )
     found += data_collectives(model, layout, topology, execution, efficiencies)
     return [c for c in found if c.count and c.group > 1]

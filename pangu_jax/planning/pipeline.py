@@ -33,6 +33,16 @@ def executed_units(layout: Layout, execution: Execution) -> int:
     return int(pipeline_schedule(layout).forward_ticks.sum())
 
 
+def permutes(layout: Layout, execution: Execution) -> int:
+    """Times that a rank sends activations on; as often gradients back.
+
+    In lock step it does so in every tick, whether anybody has something to send or not.
+    """
+    if execution.lock_step:
+        return pipeline_schedule(layout).ticks
+    return layout.microbatches * layout.virtual_stages
+
+
 def pipeline_timeline(
     layout: Layout,
     forward: Sequence[float],

@@ -10,6 +10,7 @@ from pangu_jax.parallel.topology import topology
 from pangu_jax.planning.communication import step_collectives
 from pangu_jax.planning.execution import Execution
 from pangu_jax.planning.links import collective_seconds, group_of
+from pangu_jax.planning.pipeline import executed_units
 
 ULTRA = preset("ultra_135b")
 ASCEND = topology("ascend_8192")
@@ -23,15 +24,20 @@ def _find(layout, execution=None, model=ULTRA, seq_len=4096, **wanted):
 
 
 def test_pipeline_permutes_by_hand():
-    # (16 + 7) ticks in two directions, without sequence parallelism: 4.63 GB.
     plain = dataclasses.replace(PAPER, virtual_stages=1, sequence_parallel=False)
+    # (16 + 7) ticks hold a forward part, as many a backward one: 4.63 GB, if there were permutes
+    # in those alone.
+    assert executed_units(plain, Execution()) == 23
+    assert 23 * 2 * STREAM == pytest.approx(4.63e9, rel=1e-3)
+    # The first backward comes after 7 ticks, the last one 7 + 15 ticks after the first.
     permutes = _find(plain, axis="pipe", kind="collective-permute")
-    assert sum(c.count for c in permutes) == 46
-    assert sum(c.output_bytes for c in permutes) == 46 * STREAM
-    assert sum(c.output_bytes for c in permutes) == pytest.approx(4.63e9, rel=1e-3)
+    assert [c.count for c in permutes] == [30, 30]
+    assert sum(c.output_bytes for c in permutes) == 60 * STREAM
+    apart = _find(plain, Execution(lock_step=False), axis="pipe", kind="collective-permute")
+    assert [c.count for c in apart] == [16, 16]
     # Six virtual stages: more transfers, each an eighth by sequence parallelism.
     permutes = _find(PAPER, axis="pipe", kind="collective-permute")
-    assert sum(c.output_bytes for c in permutes) == 2 * (16 * 6 + 7) * STREAM / 8
+    assert sum(c.output_bytes for c in permutes) == 2 * (16 * 6 + 7 + 47) * STREAM / 8
     assert {c.links for c in permutes} == {"between nodes"}
 
 

@@ -1,0 +1,73 @@
+"""What is planned against the compiled step program: collectives and memory, on 8 fake devices."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from pangu_jax.models.presets import preset
+from pangu_jax.parallel.decoder import DecoderProgram
+from pangu_jax.parallel.layout import Layout, layout_mesh
+from pangu_jax.parallel.topology import topology
+from pangu_jax.planning.communication import step_collectives
+from pangu_jax.planning.execution import Execution
+from pangu_jax.planning.hlo import hlo_collectives
+from pangu_jax.planning.memory import memory_plan
+from pangu_jax.planning.pipeline import executed_units, pipeline_schedule
+
+LENGTH = 64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "nothing"])
+def test_collectives_and_memory_of_the_compiled_step(remat):
+    model = preset(
+        "debug", vocab_size=512, num_layers=6, hidden_dim=64, mlp_dim=112, num_heads=8,
+        num_kv_heads=4, head_dim=16, loss_chunk=16, remat=remat,
+    )  # fmt: skip
+    layout = Layout(pipe=2, tensor=4, virtual_stages=2, microbatches=4)
+    compiled = _compiled(model, layout)
+    found = hlo_collectives(compiled.as_text()).operations
+    schedule, slots = pipeline_schedule(layout), layout.slots_per_stage(model.num_layers)
+    execution, ticks = Execution(), schedule.ticks
+    planned = step_collectives(model, layout, topology("cpu_8"), LENGTH, execution)
+
+    # The layers' collectives stand in a loop over slots in a loop over ticks, whose branches are
+    # taken in the ticks that hold a part of that kind.
+    units = executed_units(layout, execution)
+    assert units < ticks
+    for kind in ("all-gather", "reduce-scatter"):
+        compiled_ones = sum(
+            op.executions for op in found
+            if op.kind == kind and op.group_size == 4 and op.executions == ticks * slots
+        )  # fmt: skip
+        ours = sum(c.count for c in planned if c.kind == kind and "parallel" in c.purpose)
+        assert compiled_ones / ticks == ours / units, kind
+        size = {c.output_bytes / c.count for c in planned if c.kind == kind and c.axis == "tensor"}
+        assert {op.bytes for op in found if op.kind == kind and op.group_size == 4} == size
+    sent = [op for op in found if op.kind == "collective-permute"]
+    assert [op.executions for op in sent] == [ticks, ticks]
+    assert sum(c.count for c in planned if c.kind == "collective-permute") == 2 * ticks
+    assert {op.bytes for op in sent} == {c.bytes for c in planned if "permute" in c.kind}
+
+    plan, measured = memory_plan(model, layout, LENGTH, execution), compiled.memory_analysis()
+    batch = 4 * layout.batch_rows * LENGTH * 4
+    assert measured.argument_size_in_bytes == pytest.approx(plan.parameters + batch, rel=0.02)
+    temporaries = plan.total - plan.parameters - plan.optimizer
+    assert measured.temp_size_in_bytes == pytest.approx(temporaries, rel=0.35)
+
+
+def _compiled(model, layout):
+    mesh = layout_mesh(layout, jax.devices()[: layout.devices])
+    program = DecoderProgram(model, layout, mesh)
+    shardings = program.param_shardings()
+    params = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        program.stages.abstract(), shardings,
+    )  # fmt: skip
+    rows = NamedSharding(mesh, PartitionSpec("data", "context"))
+    batch = {
+        name: jax.ShapeDtypeStruct((layout.batch_rows, LENGTH), jnp.int32, sharding=rows)
+        for name in ("tokens", "labels", "segment_ids", "positions")
+    }
+    return jax.jit(program.loss_and_grad).lower(params, batch).compile()
