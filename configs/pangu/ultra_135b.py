@@ -35,9 +35,12 @@ def plan_config(variant: str) -> PlanConfig:
         )  # fmt: skip
     # Memory is plentiful with chunk inputs alone in flight, so nothing is recomputed beyond the
     # second run of a chunk.
+    # Rings of neighbours would use one of the seven links of the Ascend node's full mesh.
+    rings = variant != "ascend_8192"
     return PlanConfig(
         model=preset("ultra_135b", remat="none"),
         topology=variant,
+        layout=Layout(pipe=8, tensor=8, virtual_stages=6, overlap=rings),
         plan=PlanOptions(ablation=variant == "ascend_8192"),
     )
 

@@ -24,7 +24,7 @@ WHOLE_ROW_IMBALANCE = 1.28
 
 PAPER_STACK = Execution(
     param_dtype="bfloat16", master=True, stash="activations", lock_step=False,
-    replicate_ends=False, overlap_data=True, scatter_first=True, recompute=(),
+    replicate_ends=False, overlap_data=True, scatter_first=True, recompute=(), exchange="direct",
 )  # fmt: skip
 
 
@@ -125,22 +125,25 @@ def program_steps(
 
     Each row keeps the changes of the rows before it.
     """
-    rows: list[tuple[str, dict]] = [
-        ("as configured", {}),
-        ("gradients divided over data before other sums", {"scatter_first": True}),
+    rows: list[tuple[str, dict, dict]] = [
+        ("as configured", {}, {}),
+        ("overlap, with pieces exchanged directly", {"overlap": True}, {"exchange": "direct"}),
+        ("gradients divided over data before other sums", {}, {"scatter_first": True}),
         (
-            "one cast of the parameters per step, before they are gathered",
+            "one cast of the parameters per step, before they are gathered", {},
             {"compute_copy": True, "cast_first": True},
         ),
-        ("gradients and parameters exchanged beside layers", {"overlap_data": True}),
-        ("ends stored on their own ranks alone", {"replicate_ends": False}),
-        ("activations kept instead of chunk inputs", {"stash": "activations"}),
-    ]
-    steps = []
-    for name, changes in rows:
+        ("gradients and parameters exchanged beside layers", {}, {"overlap_data": True}),
+        ("ends stored on their own ranks alone", {}, {"replicate_ends": False}),
+        ("activations kept instead of chunk inputs", {}, {"stash": "activations"}),
+    ]  # fmt: skip
+    steps, layout_changes = [], {}
+    for name, of_layout, changes in rows:
+        layout_changes |= of_layout
         execution = dataclasses.replace(execution, **changes)
         step = AblationStep(name=name, predictions={})
         for phase, (seq_len, layout) in phases.items():
+            layout = dataclasses.replace(layout, **layout_changes)
             if execution.stash == "activations":  # may need recomputation to fit
                 again, found = fastest_that_fits(
                     model, layout, topology, seq_len, execution, efficiencies

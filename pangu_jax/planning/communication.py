@@ -106,13 +106,17 @@ def layer_collectives(
     if layout.tensor > 1:
         beside = "products" if layout.overlap else ""
         size = itemsize(model.dtype) * tokens_per_device(layout, seq_len) * model.hidden_dim
-        tensor = lambda kind, count: make(  # noqa: E731
-            "tensor parallel", "tensor", kind, size, count, beside
+        tensor = lambda kind, count: _pieces(  # noqa: E731
+            make("tensor parallel", "tensor", kind, size, count, beside), make, execution
         )
         redone = float(("o" in again) + ("down" in again))
         if layout.sequence_parallel:
+            # The gathers for the gradients of the weights; XLA merges them with those that are
+            # run again.
             passes["forward"] += [tensor("all-gather", 2), tensor("reduce-scatter", 2)]
-            passes["recompute"] += [tensor("all-gather", 2), tensor("reduce-scatter", redone)]
+            passes["recompute"] += [
+                tensor("all-gather", 2), tensor("reduce-scatter", redone),
+            ]  # fmt: skip
             passes["backward"] += [tensor("all-gather", 2), tensor("reduce-scatter", 2)]
         else:
             passes["forward"].append(tensor("all-reduce", 2))
@@ -142,6 +146,20 @@ def layer_collectives(
     if rerun:
         passes["rerun"] = list(passes["forward"])
     return {name: [c for c in found if c.count] for name, found in passes.items()}
+
+
+def _pieces(one: Collective, make: _Maker, execution: Execution) -> Collective:
+    """With layout.overlap, the permutations that a gather or scatter over tensor is made of."""
+    if not make.layout.overlap:
+        return one
+    hops = one.group - 1
+    piece = make(
+        one.purpose, one.axis, "collective-permute", one.bytes / one.group, one.count * hops,
+        one.beside,
+    )  # fmt: skip
+    if execution.exchange == "direct":
+        return dataclasses.replace(piece, seconds=one.seconds / hops)
+    return piece
 
 
 def step_collectives(

@@ -55,7 +55,7 @@ class PlanConfig:
     model: DecoderConfig = dataclasses.field(default_factory=lambda: preset("ultra_135b"))
     topology: str = "ascend_8192"
     phases: tuple[str, ...] = ("general_3", "reasoning", "long_32k", "long_128k")
-    layout: Layout = Layout(pipe=8, tensor=8, virtual_stages=6, overlap=True)
+    layout: Layout = Layout(pipe=8, tensor=8, virtual_stages=6)
     rank_tokens: int = 8192
     seq_len: int | None = None
     batch_rows: int | None = None

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from pangu_jax.models.config import DecoderConfig
 
 Stash = Literal["inputs", "activations"]
+Exchange = Literal["ring", "direct"]
 
 # Parts of a layer's forward pass. What a policy makes the backward pass do again:
 PRODUCTS = ("qkv", "o", "gate_up", "down")
@@ -53,6 +54,9 @@ class Execution:
       computed. Otherwise S x S scores, mask and weights go through memory.
     fused_pointwise: norms, rotary embedding and SwiGLU read and write their arrays once.
     fused_accumulation: weight gradients are added where the product makes them.
+    exchange: how layout.overlap moves the pieces: round a 'ring' of neighbours (the step program
+      here), which on a full mesh uses one link of a device at a time; or 'direct' from each to
+      each over all its links (fused kernels such as MC2).
     cast_first: parameters are cast before they are gathered over data, not after.
     scatter_first: gradients are divided over data before they are summed over context and pipe
       (what is divided early anyway, zero 2 and 3, is).
@@ -74,6 +78,7 @@ class Execution:
     fused_attention: bool = True
     fused_pointwise: bool = True
     fused_accumulation: bool = True
+    exchange: Exchange = "ring"
     cast_first: bool = False
     scatter_first: bool = False
     overlap_data: bool = False
@@ -84,6 +89,11 @@ class Execution:
         if self.stash not in get_args(Stash):
             raise PlanError(
                 f"execution.stash={self.stash!r} must be one of {', '.join(get_args(Stash))}."
+            )
+        if self.exchange not in get_args(Exchange):
+            raise PlanError(
+                f"execution.exchange={self.exchange!r} must be one of "
+                f"{', '.join(get_args(Exchange))}."
             )
         for part in self.recompute or ():
             if part not in PARTS:

@@ -70,7 +70,8 @@ def collective_seconds(
             return size / inter + topology.inter_latency
         # Between two neighbours there is one link of a full mesh or torus, not all of them.
         links = max(topology.devices_per_node - 1, 1) if mesh else 2 * max(len(topology.torus), 1)
-        single = intra / links if mesh or topology.torus else intra
+        whole = topology.intra_bandwidth * efficiency
+        single = whole / links if mesh or topology.torus else whole
         return size / single + topology.intra_latency
     rounds = 2.0 if kind == "all-reduce" else 1.0
     m, q = group.inside, group.nodes

@@ -76,12 +76,17 @@ def _a100(devices: int) -> Topology:
 # Trainers on PyTorch and XLA that shard everything over data: float32 parameters, cast before they
 # are gathered.
 _FSDP = Execution(
-    grad_dtype="bfloat16", overlap_data=True, lock_step=False, cast_first=True, scatter_first=True
+    grad_dtype="bfloat16",
+    overlap_data=True,
+    lock_step=False,
+    cast_first=True,
+    scatter_first=True,
+    exchange="direct",
 )
 # Megatron's family: 16-bit parameters, float32 copies in a divided optimizer, activations stay.
 _MEGATRON = Execution(
     param_dtype="bfloat16", master=True, stash="activations", lock_step=False,
-    replicate_ends=False, overlap_data=True, scatter_first=True, recompute=(),
+    replicate_ends=False, overlap_data=True, scatter_first=True, recompute=(), exchange="direct",
 )  # fmt: skip
 _PANGU_LAYOUT = Layout(data=128, pipe=8, tensor=8, virtual_stages=6, microbatches=16)
 _PANGU_GUESSED = (

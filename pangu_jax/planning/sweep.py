@@ -21,8 +21,8 @@ class SweepConfig:
 
     tensor, pipe, context: sizes; empty for all that divide the devices (pipe at most max_pipe,
       context powers of two that leave at least `rank_tokens` tokens of a row).
-    virtual_stages, microbatch_rows, remat, zero: values to try. zero 3 only without a pipeline,
-      where parameters would be gathered for every unit.
+    virtual_stages, microbatch_rows, remat, zero, overlap: values to try. zero 3 only without a
+      pipeline, which would gather parameters for every unit.
     room: share of the memory that the plan may fill; the compiler's own temporaries need the rest.
     top: how many of the best to return.
     """
@@ -34,6 +34,7 @@ class SweepConfig:
     microbatch_rows: tuple[int, ...] = (1, 2)
     remat: tuple[str, ...] = ("none", "products", "dots", "nothing")
     zero: tuple[int, ...] = (1, 3)
+    overlap: tuple[bool, ...] = (False, True)
     max_pipe: int = 32
     rank_tokens: int = 2048
     room: float = 0.9
@@ -81,7 +82,7 @@ def sweep(
     """The fastest layouts that use every device for exactly `batch_rows` rows and fit.
 
     Args:
-      base: fields that are not swept (sequence_parallel, overlap, context_strategy).
+      base: fields that are not swept (sequence_parallel, context_strategy).
 
     Layouts are ranked by the quick form of `predict`; the best are predicted again with their
     schedule played, and ordered by that.
@@ -159,7 +160,11 @@ def candidates(
         for rows in config.microbatch_rows:
             if batch_rows // data % rows:
                 continue
-            for virtual, zero in itertools.product(config.virtual_stages, config.zero):
+            for virtual, zero, overlap in itertools.product(
+                config.virtual_stages, config.zero, config.overlap
+            ):
+                if overlap and (tensor == 1 or not base.sequence_parallel):
+                    continue
                 if (virtual > 1 and pipe == 1) or (zero == 3 and pipe > 1):
                     continue
                 if pipe * virtual > model.num_layers + 2:
@@ -167,7 +172,7 @@ def candidates(
                 yield dataclasses.replace(
                     base, data=data, pipe=pipe, context=context, tensor=tensor,
                     virtual_stages=virtual, microbatches=batch_rows // data // rows,
-                    microbatch_rows=rows, zero=zero, overlap=base.overlap and tensor > 1,
+                    microbatch_rows=rows, zero=zero, overlap=overlap,
                 )  # fmt: skip
 
 

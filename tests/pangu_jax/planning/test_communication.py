@@ -64,6 +64,20 @@ def test_tensor_parallel_collectives_of_a_layer(remat, stash, gathers, scatters)
         assert {c.links for c in found} == {"inside a node"}
 
 
+@pytest.mark.parametrize("exchange", ["ring", "direct"])
+def test_overlapped_collectives_are_permutes_of_pieces(exchange):
+    model = dataclasses.replace(ULTRA, remat="none")
+    execution = Execution(stash="activations", lock_step=False, exchange=exchange)
+    found = _find(dataclasses.replace(PAPER, overlap=True), execution, model, axis="tensor")
+    layers = [c for c in found if c.purpose.startswith("tensor parallel")]
+    assert {(c.kind, c.bytes) for c in layers} == {("collective-permute", STREAM / 8)}
+    assert sum(c.count for c in layers) == 7 * 10 * 12 * 16
+    # Round the ring one of the seven links of a node's mesh is in use, directly all of them.
+    bandwidth = (196e9 if exchange == "direct" else 28e9) * 0.8
+    expected = sum(c.bytes * c.count for c in layers) / bandwidth
+    assert sum(c.total_seconds for c in layers) == pytest.approx(expected, rel=0.12)
+
+
 def test_in_lock_step_idle_ticks_are_executed():
     model = dataclasses.replace(ULTRA, remat="none")
     found = _find(PAPER, Execution(), model, kind="reduce-scatter", axis="tensor")
@@ -185,6 +199,10 @@ def test_a_torus_axis_has_its_share_of_the_links():
     one = group_of(Layout(data=256, tensor=32), "tensor", where)
     assert collective_seconds("all-gather", 1e9, one, where, 1.0) == pytest.approx(
         1e9 * 31 / 32 / 200e9 + 31e-6
+    )
+    # To a neighbour: one link in one direction.
+    assert collective_seconds("collective-permute", 1e9, one, where, 1.0) == pytest.approx(
+        1e9 / 100e9 + 1e-6
     )
     whole = group_of(Layout(data=8192), "data", where)
     assert collective_seconds("all-gather", 1e9, whole, where, 1.0) == pytest.approx(

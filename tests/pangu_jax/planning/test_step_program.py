@@ -19,13 +19,15 @@ LENGTH = 64
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["none", "nothing"])
-def test_collectives_and_memory_of_the_compiled_step(remat):
+@pytest.mark.parametrize(
+    ("remat", "overlap"), [("none", False), ("nothing", False), ("nothing", True)]
+)
+def test_collectives_and_memory_of_the_compiled_step(remat, overlap):
     model = preset(
         "debug", vocab_size=512, num_layers=6, hidden_dim=64, mlp_dim=112, num_heads=8,
         num_kv_heads=4, head_dim=16, loss_chunk=16, remat=remat,
     )  # fmt: skip
-    layout = Layout(pipe=2, tensor=4, virtual_stages=2, microbatches=4)
+    layout = Layout(pipe=2, tensor=4, virtual_stages=2, microbatches=4, overlap=overlap)
     compiled = _compiled(model, layout)
     found = hlo_collectives(compiled.as_text()).operations
     schedule, slots = pipeline_schedule(layout), layout.slots_per_stage(model.num_layers)
@@ -36,19 +38,18 @@ def test_collectives_and_memory_of_the_compiled_step(remat):
     # taken in the ticks that hold a part of that kind.
     units = executed_units(layout, execution)
     assert units < ticks
-    for kind in ("all-gather", "reduce-scatter"):
-        compiled_ones = sum(
-            op.executions for op in found
-            if op.kind == kind and op.group_size == 4 and op.executions == ticks * slots
-        )  # fmt: skip
-        ours = sum(c.count for c in planned if c.kind == kind and "parallel" in c.purpose)
-        assert compiled_ones / ticks == ours / units, kind
-        size = {c.output_bytes / c.count for c in planned if c.kind == kind and c.axis == "tensor"}
-        assert {op.bytes for op in found if op.kind == kind and op.group_size == 4} == size
-    sent = [op for op in found if op.kind == "collective-permute"]
-    assert [op.executions for op in sent] == [ticks, ticks]
-    assert sum(c.count for c in planned if c.kind == "collective-permute") == 2 * ticks
-    assert {op.bytes for op in sent} == {c.bytes for c in planned if "permute" in c.kind}
+    for kind in ["collective-permute"] if overlap else ["all-gather", "reduce-scatter"]:
+        compiled_ones = [op for op in found if op.kind == kind and op.group_size == layout.tensor]
+        ours = [c for c in planned if c.kind == kind and c.axis == "tensor"]
+        times = sum(op.executions for op in compiled_ones if op.executions == ticks * slots)
+        counted = sum(c.count for c in ours if "parallel" in c.purpose)
+        assert times / ticks == counted / units, kind
+        sizes = {c.output_bytes / c.count for c in ours}
+        assert {op.bytes for op in compiled_ones} == sizes, kind
+    sent = [op for op in found if op.kind == "collective-permute" and op.group_size == layout.pipe]
+    ours = [c for c in planned if c.axis == "pipe" and c.kind == "collective-permute"]
+    assert [op.executions for op in sent] == [ticks, ticks] == [c.count for c in ours]
+    assert {op.bytes for op in sent} == {c.bytes for c in ours}
 
     plan, measured = memory_plan(model, layout, LENGTH, execution), compiled.memory_analysis()
     batch = 4 * layout.batch_rows * LENGTH * 4

@@ -17,7 +17,7 @@ ASCEND = topology("ascend_8192")
 PAPER = Layout(data=128, pipe=8, tensor=8, virtual_stages=6, microbatches=16, overlap=True)
 SMALL = SweepConfig(
     pipe=(1, 4), tensor=(1, 8), context=(1, 2), virtual_stages=(1, 3), remat=("none", "nothing"),
-    microbatch_rows=(1,), top=4,
+    microbatch_rows=(1,), overlap=(False,), top=4,
 )  # fmt: skip
 
 
@@ -105,7 +105,17 @@ def test_fastest_that_fits_takes_the_leanest_where_nothing_fits():
 
 def test_changes_to_the_program_add_up():
     model = dataclasses.replace(ULTRA, remat="none")
-    found = program_steps(model, ASCEND, {"4K": (4096, PAPER)}, Execution())
+    plain = dataclasses.replace(PAPER, overlap=False)
+    found = program_steps(model, ASCEND, {"4K": (4096, plain)}, Execution())
     mfu = [step.predictions["4K"].mfu for step in found]
     assert mfu == sorted(mfu) and len(set(mfu)) == len(mfu)
-    assert found[0].predictions["4K"].seconds == predict(model, PAPER, ASCEND, 4096).seconds
+    assert found[0].predictions["4K"].seconds == predict(model, plain, ASCEND, 4096).seconds
+
+
+def test_rings_of_neighbours_suit_a_switch_and_not_a_full_mesh():
+    for where, helps in ((topology("h100_8192"), True), (ASCEND, False)):
+        plain = predict(ULTRA, dataclasses.replace(PAPER, overlap=False), where, 4096)
+        rings = predict(ULTRA, PAPER, where, 4096)
+        direct = predict(ULTRA, PAPER, where, 4096, Execution(exchange="direct"))
+        assert (rings.seconds < plain.seconds) == helps
+        assert direct.seconds < plain.seconds
