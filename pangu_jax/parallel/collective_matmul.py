@@ -237,7 +237,8 @@ def _scatter(summand: Callable, axis_name, overlap, length, dtype):
         def chunk(x, start=start, done=done):
             return jax.lax.dynamic_slice_in_dim(_after(x, done), start, size, _SEQUENCE)
 
-        part = summand(chunk)
+        # A product that is fused with the sum, as XLA for TPUs would, waits for the hop.
+        part = jax.lax.optimization_barrier(summand(chunk))
         total, done = (part if arrived is None else arrived.astype(part.dtype) + part), (part,)
     return total.astype(dtype)
 
