@@ -22,7 +22,8 @@ class SweepConfig:
     tensor, pipe, context: sizes; empty for all that divide the devices (pipe at most max_pipe,
       context powers of two that leave at least `rank_tokens` tokens of a row).
     virtual_stages, microbatch_rows, remat, zero, overlap: values to try. zero 3 only without a
-      pipeline, which would gather parameters for every unit.
+      pipeline, which would gather parameters for every unit. remat from the policy that repeats
+      least to the one that repeats most: of every layout the first one that fits is taken.
     room: share of the memory that the plan may fill; the compiler's own temporaries need the rest.
     top: how many of the best to return.
     """
@@ -116,6 +117,7 @@ def sweep(
                 heapq.heappush(best, item)
             else:
                 heapq.heappushpop(best, item)
+            break  # the policies after it only repeat more
     if not best:
         raise PlanError(
             f"No layout fits: {count['refused']} do not suit the model, {count['too large']} of "

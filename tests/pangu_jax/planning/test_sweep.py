@@ -40,14 +40,20 @@ def test_the_best_is_the_best_of_all_candidates():
     model, where = preset("llama3_8b"), topology("h100_64")
     config = dataclasses.replace(SMALL, top=100)
     found = sweep(model, where, seq_len=8192, batch_rows=128, config=config)
-    every = [
-        predict(dataclasses.replace(model, remat=remat), layout, where, 8192)
-        for layout in candidates(model, where, 8192, 128, Layout(), config)
-        for remat in config.remat
-    ]
-    fitting = [p.seconds for p in every if p.memory.total <= 0.9 * where.memory_bytes]
+    fitting, tried = [], 0
+    for layout in candidates(model, where, 8192, 128, Layout(), config):
+        every = [
+            predict(dataclasses.replace(model, remat=remat), layout, where, 8192)
+            for remat in config.remat
+        ]
+        fits = [p.memory.total <= 0.9 * where.memory_bytes for p in every]
+        fitting += [p.seconds for p, fit in zip(every, fits, strict=True) if fit]
+        tried += 1 if fits[0] else 2
+        # Repeating less is never slower, so the first policy that fits is the best.
+        assert every[0].seconds <= every[1].seconds
     assert found.entries[0].prediction.seconds == min(fitting)
-    assert found.tried == len(every) and len(found.entries) == len(fitting)
+    assert found.tried == tried
+    assert found.entries[-1].prediction.seconds <= max(fitting)
 
 
 def test_candidates_are_whole_layouts():
