@@ -43,7 +43,10 @@ def test_collectives_and_memory_of_the_compiled_step(remat, overlap):
         ours = [c for c in planned if c.kind == kind and c.axis == "tensor"]
         times = sum(op.executions for op in compiled_ones if op.executions == ticks * slots)
         counted = sum(c.count for c in ours if "parallel" in c.purpose)
-        assert times / ticks == counted / units, kind
+        # Where rings are run again, the compiler merges those for the weights' gradients with them
+        # or not: at most two rings per layer more.
+        more = 2 * (layout.tensor - 1) * slots if overlap else 0
+        assert counted / units <= times / ticks <= counted / units + more, kind
         sizes = {c.output_bytes / c.count for c in ours}
         assert {op.bytes for op in compiled_ones} == sizes, kind
     sent = [op for op in found if op.kind == "collective-permute" and op.group_size == layout.pipe]
