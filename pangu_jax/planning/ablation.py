@@ -15,17 +15,12 @@ from pangu_jax.models.config import DecoderConfig
 from pangu_jax.parallel.layout import Layout
 from pangu_jax.parallel.topology import Topology
 from pangu_jax.planning.cost import Prediction, predict
-from pangu_jax.planning.execution import PARTS, Efficiencies, Execution
+from pangu_jax.planning.execution import MEGATRON_STACK, PARTS, Efficiencies, Execution
 
 # Attention work of the busiest context rank over the mean when whole rows, not documents, are cut
 # zigzag: simulated for rows of 128K with documents of 64K on average and 8 context ranks
 # (specification of the paper's training system, 5.3); documents of 4K give 1.93.
 WHOLE_ROW_IMBALANCE = 1.28
-
-PAPER_STACK = Execution(
-    param_dtype="bfloat16", master=True, stash="activations", lock_step=False,
-    replicate_ends=False, overlap_data=True, scatter_first=True, recompute=(), exchange="direct",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +51,7 @@ def ablation(
     among those that fit, or the one that needs least memory where none does.
     """
     slow = dataclasses.replace(
-        PAPER_STACK, fused_attention=False, fused_pointwise=False, fused_accumulation=False,
+        MEGATRON_STACK, fused_attention=False, fused_pointwise=False, fused_accumulation=False,
         context_imbalance=WHOLE_ROW_IMBALANCE,
     )  # fmt: skip
     fused = dataclasses.replace(slow, fused_attention=True)

@@ -8,9 +8,10 @@ from typing import Any
 
 from pangu_jax.config.resolve import resolve
 from pangu_jax.parallel.topology import Topology, topology
-from pangu_jax.planning.ablation import PAPER_STACK, ablation, fastest_that_fits, program_steps
+from pangu_jax.planning.ablation import ablation, fastest_that_fits, program_steps
 from pangu_jax.planning.config import PlanConfig, PlanPhase
 from pangu_jax.planning.cost import Prediction, predict
+from pangu_jax.planning.execution import MEGATRON_STACK
 from pangu_jax.planning.report import prediction_record, write_report
 from pangu_jax.planning.sweep import sweep
 from pangu_jax.planning.tables import (
@@ -18,6 +19,7 @@ from pangu_jax.planning.tables import (
     Table,
     ablation_table,
     collective_table,
+    guessed_table,
     memory_table,
     phase_table,
     sweep_table,
@@ -102,7 +104,7 @@ def _sweep(
     tables, records = [], {}
     stacks = [("this program", config.execution)]
     if config.plan.ablation:
-        stacks.append(("the paper's stack", dataclasses.replace(PAPER_STACK, recompute=None)))
+        stacks.append(("the paper's stack", dataclasses.replace(MEGATRON_STACK, recompute=None)))
     for phase in phases:
         for name, execution in stacks:
             title = f"{phase.name}, {name}"
@@ -113,13 +115,9 @@ def _sweep(
             )  # fmt: skip
             planned = predictions[phase.name]
             if execution is not config.execution:
+                paper = dataclasses.replace(phase.layout, overlap=True)
                 planned = fastest_that_fits(
-                    config.model,
-                    phase.layout,
-                    where,
-                    phase.seq_len,
-                    execution,
-                    config.efficiencies,
+                    config.model, paper, where, phase.seq_len, execution, config.efficiencies
                 )[1]
             tables.append(sweep_table(title, found, planned))
             records[title] = [
@@ -148,4 +146,4 @@ def _validation(
             for c in comparisons
         ],
     }  # fmt: skip
-    return [validation_table(comparisons, errors)]
+    return [validation_table(comparisons, errors), guessed_table(comparisons)]

@@ -15,7 +15,7 @@ from pangu_jax.models.config import DecoderConfig
 from pangu_jax.models.presets import preset
 from pangu_jax.parallel.layout import Layout
 from pangu_jax.parallel.topology import Topology, topology
-from pangu_jax.planning.execution import RECOMPUTED, Execution
+from pangu_jax.planning.execution import MEGATRON_STACK, RECOMPUTED, Execution
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,11 +83,6 @@ _FSDP = Execution(
     scatter_first=True,
     exchange="direct",
 )
-# Megatron's family: 16-bit parameters, float32 copies in a divided optimizer, activations stay.
-_MEGATRON = Execution(
-    param_dtype="bfloat16", master=True, stash="activations", lock_step=False,
-    replicate_ends=False, overlap_data=True, scatter_first=True, recompute=(), exchange="direct",
-)  # fmt: skip
 _PANGU_LAYOUT = Layout(data=128, pipe=8, tensor=8, virtual_stages=6, microbatches=16)
 _PANGU_GUESSED = (
     "micro-batch of one row and 16 micro-batches (from the bubbles that the paper gives)",
@@ -137,7 +132,7 @@ def _megatron(name, model, seconds, rows, **layout) -> Published:
         name=name, source="Korthikanti et al., arXiv 2205.05198, tables 3 and 5", model=model,
         topology=where, layout=chosen, seq_len=2048,
         execution=dataclasses.replace(
-            _MEGATRON, even_layers=True, fused_attention=False, recompute=("attention",)
+            MEGATRON_STACK, even_layers=True, fused_attention=False, recompute=("attention",)
         ),
         mfu=_mfu_of_rate(model, where, 2048, rate), reported=f"{seconds} s for {rows} rows",
         guessed=("MLP with GELU as one with SwiGLU of as many weights",),
@@ -153,7 +148,7 @@ def _llama3(devices, data, microbatches, mfu) -> Published:
         layout=Layout(
             data=data, pipe=16, tensor=8, virtual_stages=8, microbatches=microbatches, zero=1
         ),
-        seq_len=8192, execution=_MEGATRON, mfu=mfu, reported=f"MFU {mfu:.0%}",
+        seq_len=8192, execution=MEGATRON_STACK, mfu=mfu, reported=f"MFU {mfu:.0%}",
         note="MFU as reported; its formula is not stated",
         guessed=(
             "8 virtual stages of one layer (126 layers and two ends on 128 slots)",
@@ -168,7 +163,7 @@ def published_runs() -> tuple[Published, ...]:
     recipes = "tpu-recipes, training/"
     two_slices = dataclasses.replace(v6e, name="2 x tpu_v6e_256", nodes=2)
     base = dataclasses.replace(
-        _MEGATRON, fused_attention=False, fused_pointwise=False, fused_accumulation=False,
+        MEGATRON_STACK, fused_attention=False, fused_pointwise=False, fused_accumulation=False,
         recompute=("attention",),
     )  # fmt: skip
     rate_7b = 492e12 / (_LLAMA2_7B.flops_per_token(4096, causal=False))
@@ -177,7 +172,7 @@ def published_runs() -> tuple[Published, ...]:
         _pangu("Pangu Ultra, before its optimizations", 0.43, "43 %", _PANGU_LAYOUT, base),
         _pangu(
             "Pangu Ultra, with them", 0.52, "over 52 %",
-            dataclasses.replace(_PANGU_LAYOUT, overlap=True), _MEGATRON,
+            dataclasses.replace(_PANGU_LAYOUT, overlap=True), MEGATRON_STACK,
         ),
         _maxtext(
             "MaxText Llama 2 70B, 512 v5p", tier, _LLAMA2_70B, topology("tpu_v5p_512"), 4096, 4,

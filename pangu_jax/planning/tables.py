@@ -63,12 +63,10 @@ def layout_text(layout: Layout) -> str:
     virtual = f" ({layout.virtual_stages} virtual)" if layout.virtual_stages > 1 else ""
     axes = [f"data {layout.data}", f"pipe {layout.pipe}{virtual}"]
     axes += [f"{a} {getattr(layout, a)}" for a in ("context", "tensor") if getattr(layout, a) > 1]
-    rows = f"{layout.microbatch_rows} row" + "s" * (layout.microbatch_rows > 1)
+    count, rows = layout.microbatches, layout.microbatch_rows
+    micro = f"{count} micro-batch{'es' * (count > 1)} of {rows} row{'s' * (rows > 1)}"
     extra = ", overlapped" if layout.overlap else ""
-    return (
-        f"{' x '.join(axes)}, {layout.microbatches} micro-batches of {rows}, "
-        f"ZeRO-{layout.zero}{extra}"
-    )
+    return f"{' x '.join(axes)}, {micro}, ZeRO-{layout.zero}{extra}"
 
 
 def phase_table(predictions: Mapping[str, Prediction], topology: Topology) -> Table:
@@ -149,6 +147,15 @@ def validation_table(comparisons: Sequence[Comparison], errors: tuple[float, flo
         "device lie high together is not in the model: clocks under load, for one, are no data-"
         "sheet figure.",
     )
+
+
+def guessed_table(comparisons: Sequence[Comparison]) -> Table:
+    """What the sources of the published runs leave open, and how their figures were taken."""
+    rows = tuple(
+        (c.run.name, layout_text(c.run.layout), "; ".join(c.run.guessed) or "nothing", c.run.note)
+        for c in comparisons
+    )
+    return Table("Published runs as they were planned", ("run", "layout", "guessed", "note"), rows)
 
 
 def ablation_table(title: str, steps: Sequence[AblationStep], note: str = "") -> Table:

@@ -7,9 +7,9 @@ import pytest
 from pangu_jax.models.presets import preset
 from pangu_jax.parallel.layout import Layout, check_layout
 from pangu_jax.parallel.topology import topology
-from pangu_jax.planning.ablation import PAPER_STACK, ablation, fastest_that_fits, program_steps
+from pangu_jax.planning.ablation import ablation, fastest_that_fits, program_steps
 from pangu_jax.planning.cost import predict
-from pangu_jax.planning.execution import PARTS, Execution, PlanError
+from pangu_jax.planning.execution import MEGATRON_STACK, PARTS, Execution, PlanError
 from pangu_jax.planning.sweep import SweepConfig, candidates, sweep
 
 ULTRA = preset("ultra_135b")
@@ -102,10 +102,10 @@ def test_ablation_starts_and_ends_near_the_paper(steps):
 
 
 def test_fastest_that_fits_takes_the_leanest_where_nothing_fits():
-    again, found = fastest_that_fits(ULTRA, PAPER, ASCEND, 4096, PAPER_STACK)
+    again, found = fastest_that_fits(ULTRA, PAPER, ASCEND, 4096, MEGATRON_STACK)
     assert found.fits and again == ()
     huge = dataclasses.replace(PAPER, microbatch_rows=64)
-    again, found = fastest_that_fits(ULTRA, huge, ASCEND, 4096, PAPER_STACK)
+    again, found = fastest_that_fits(ULTRA, huge, ASCEND, 4096, MEGATRON_STACK)
     assert not found.fits and again == PARTS
 
 
