@@ -118,15 +118,6 @@ class Execution:
         return parts if model.has_post_norms else tuple(p for p in parts if p != "down")
 
 
-# Megatron's family, Pangu Ultra's stack among it (reconstructed, the paper names none of this):
-# 16-bit parameters, float32 copies in an optimizer divided over data, activations stay, every rank
-# runs a program of its own, fused kernels for products with their communication.
-MEGATRON_STACK = Execution(
-    param_dtype="bfloat16", master=True, stash="activations", lock_step=False,
-    replicate_ends=False, overlap_data=True, scatter_first=True, recompute=(), exchange="direct",
-)  # fmt: skip
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Efficiencies:
     """Fractions of data-sheet figures that a step reaches; one set for all systems.
@@ -179,3 +170,12 @@ def itemsize(dtype: str) -> int:
         raise PlanError(
             f"dtype {dtype!r} is unknown; use float32, bfloat16, float16 or float64."
         ) from error
+
+
+# Megatron's family, Pangu Ultra's stack among it (reconstructed, the paper names none of this):
+# 16-bit parameters, float32 copies in an optimizer divided over data, activations stay, every rank
+# runs a program of its own, fused kernels for products with their communication.
+MEGATRON_STACK = Execution(
+    param_dtype="bfloat16", master=True, stash="activations", lock_step=False,
+    replicate_ends=False, overlap_data=True, scatter_first=True, recompute=(), exchange="direct",
+)  # fmt: skip
