@@ -2,12 +2,14 @@
 
 from pangu_jax.planning.communication import Collective, step_collectives
 from pangu_jax.planning.cost import Prediction, predict
+from pangu_jax.planning.differences import Difference, collective_differences
 from pangu_jax.planning.execution import Efficiencies, Execution, PlanError
 from pangu_jax.planning.hlo import HloCollective, HloCollectives, hlo_collectives
 from pangu_jax.planning.memory import MemoryPlan, memory_plan, units_in_flight
 
 __all__ = [
     "Collective",
+    "Difference",
     "Efficiencies",
     "Execution",
     "HloCollective",
@@ -15,6 +17,7 @@ __all__ = [
     "MemoryPlan",
     "PlanError",
     "Prediction",
+    "collective_differences",
     "hlo_collectives",
     "memory_plan",
     "predict",

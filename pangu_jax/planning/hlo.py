@@ -37,7 +37,8 @@ class HloCollective:
 
     bytes: of its result on one device, once. executions: per run of the program. group_size:
     devices that take part together (of a permutation: the length of its longest chain or ring);
-    None where the text does not say. conditional: inside a branch that may not be taken.
+    None where the text does not say. conditional: inside a branch that may not be taken;
+    executions then count it as if it always were.
     """
 
     name: str
