@@ -34,6 +34,8 @@ from pangu_jax.models.config import DecoderConfig
 from pangu_jax.models.presets import preset
 from pangu_jax.parallel.layout import AXES, Layout, LayoutError, layout_mesh
 from pangu_jax.parallel.phase_layouts import phase_layouts
+from pangu_jax.planning.communication import step_collectives
+from pangu_jax.planning.differences import collective_differences
 from pangu_jax.planning.execution import Execution
 from pangu_jax.planning.hlo import HloCollectives, hlo_collectives
 from pangu_jax.planning.memory import memory_plan
@@ -132,9 +134,21 @@ def compile_ahead(
         "memory": memory_record(compiled.memory_analysis()),
         "planned_memory": memory_plan(config, layout, seq_len, Execution()).parts,
         "collectives": collective_records(text, found),
+        "differences": _differences(chosen, config, layout, seq_len, found),
         "unknown_loops": list(found.unknown_loops),
     }
     return record, text
+
+
+def _differences(chosen, config, layout, seq_len, found) -> list[dict[str, Any]]:
+    """Planned collectives beside those found; nothing for a target without figures."""
+    if chosen.figures is None:
+        return []
+    planned = step_collectives(config, layout, chosen.figures, seq_len)
+    return [
+        dataclasses.asdict(one) | {"explained": one.explained}
+        for one in collective_differences(planned, found)
+    ]
 
 
 def memory_record(stats: Any) -> dict[str, int]:
@@ -162,7 +176,7 @@ _PARTS = (
     ("rerun", r"jvp\(.*/Block/"),
     ("forward", r"/Block/"),
     ("pipeline", r"/ppermute"),
-    ("ends", r"shard_map/while/.*(all_gather|reduce_scatter|psum|pmax)"),
+    ("ends", r"shard_map/while/"),
     ("step", r""),
 )
 
@@ -171,7 +185,8 @@ def part_of(path: str) -> str:
     """Which part of the step an instruction with this op_name belongs to.
 
     forward, rerun, recompute, backward: of layers, as in `communication.layer_collectives`.
-    ends: embedding and head. pipeline: between ranks. step: once per step, over data and others.
+    loss, ends: of embedding and head. pipeline: between ranks. step: once per step, over data and
+    others.
     """
     return next(part for part, pattern in _PARTS if re.search(pattern, path))
 
@@ -181,14 +196,17 @@ def collective_records(text: str, found: HloCollectives) -> list[dict[str, Any]]
 
     executions is an upper bound: bodies of loops with a known number of trips are multiplied out,
     and every branch counts as taken. Of a pipeline that is ticks x what stands in a tick; a rank
-    executes its layers' share only in ticks in which anybody has such a part.
+    executes its layers' share only in ticks in which anybody has such a part
+    (`pipeline.executed_units`), those of the ends only for its own micro-batches.
     """
-    paths = dict(re.findall(r'%?([\w.\-]+) = [^\n]*?op_name="([^"]*)"', text))
+    paths = _paths(text)
     counts: collections.Counter = collections.Counter()
     for op in found.operations:
-        path = paths.get(op.name, "")
-        # Combined instructions have no path; in a loop they are those of the loss.
-        part = part_of(path) if path or op.executions == 1 else "loss"
+        own, near = paths.get(op.name, ("", ""))
+        # What compilers combine or rewrite loses its path; in a loop, its neighbours' tells.
+        part = part_of(own or (near if op.executions > 1 else ""))
+        if part == "step" and op.executions > 1:
+            part = "unnamed"
         counts[part, op.kind, op.group_size, op.bytes] += op.executions
     records = [
         {
@@ -198,6 +216,21 @@ def collective_records(text: str, found: HloCollectives) -> list[dict[str, Any]]
         for (part, kind, group, size), count in counts.items()
     ]  # fmt: skip
     return sorted(records, key=lambda record: -record["total_bytes"])
+
+
+def _paths(text: str) -> dict[str, tuple[str, str]]:
+    """Instruction -> (its op_name or '', the last one at or above it in its computation)."""
+    paths: dict[str, tuple[str, str]] = {}
+    near = ""
+    for line in text.splitlines():
+        if line and not line[0].isspace():
+            near = ""
+        name = re.match(r"\s+(?:ROOT\s+)?%?([\w.\-]+) = ", line)
+        if name:
+            path = re.search(r'op_name="([^"]*)"', line)
+            near = path.group(1) if path else near
+            paths[name.group(1)] = (path.group(1) if path else "", near)
+    return paths
 
 
 def planned_phase(name: str, config: DecoderConfig, chosen: Target, **others) -> tuple[Layout, int]:
