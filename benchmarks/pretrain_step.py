@@ -95,7 +95,7 @@ def serve(options) -> None:
     from pangu_jax.pretraining.objective import make_loss
     from pangu_jax.training.optimizer import OptimizerConfig, build_optimizer
     from pangu_jax.training.state import create_state
-    from pangu_jax.training.step import make_dispatch
+    from pangu_jax.training.step import gradients_of, make_dispatch
 
     config = model_config(options, options.side)
     wanted = dict(OPTIMIZER)
@@ -113,7 +113,7 @@ def serve(options) -> None:
     state = create_state(lambda _: params, optimizer, jax.random.key(0))
     bad = jnp.int32(-1)
     batches = [packed_batch(options, rows) for rows in np.load(options.tokens)]
-    train = jax.jit(make_dispatch(make_loss(config), optimizer), donate_argnums=0)
+    train = jax.jit(make_dispatch(gradients_of(make_loss(config)), optimizer), donate_argnums=0)
     done = 0
 
     def step() -> float:

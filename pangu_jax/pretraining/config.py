@@ -11,6 +11,7 @@ from pangu_jax.data.text.mixture import PANGU_ULTRA_WEIGHTS, Mixture
 from pangu_jax.data.text.sources import day_one_sources
 from pangu_jax.models.config import DecoderConfig
 from pangu_jax.models.presets import preset
+from pangu_jax.parallel.layout import Layout
 from pangu_jax.training.config import TrainConfig
 from pangu_jax.training.phases import PANGU_ULTRA, Phase, PhaseSchedule, Rate
 
@@ -167,6 +168,9 @@ class PretrainConfig:
       folder of the cache named by the settings, shared by all runs with the same corpus.
     mixtures: by the names that phases use; domains the corpus lacks are left out and the rest
       scaled up, which the run says.
+    layout: how a step is divided over devices by hand (pipeline, context, tensor, ZeRO); its
+      microbatches follow from the rows of a phase. All ones: data parallel over `train.mesh`.
+    phase_layouts: layouts of single phases by name, in place of `layout`.
     z_loss: factor of the squared log-normaliser (0: off; the paper does not mention one).
     train: the loop; its `steps` and learning rate follow from `schedule`.
     """
@@ -184,6 +188,8 @@ class PretrainConfig:
     held_out: HeldOutConfig = HeldOutConfig()
     generate: GenerateConfig = GenerateConfig()
     needle: NeedleConfig = NeedleConfig()
+    layout: Layout = Layout()
+    phase_layouts: dict[str, Layout] = dataclasses.field(default_factory=dict)
     z_loss: float = 0.0
     train: TrainConfig = TrainConfig(best_metric="loss", best_mode="min")
 

@@ -18,6 +18,7 @@ from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.data.wheel import cache_dir
 from pangu_jax.parallel.sharding import batch_part
 from pangu_jax.pretraining.config import PretrainConfig
+from pangu_jax.pretraining.placement import document_multiple
 from pangu_jax.training.phases import PhaseSchedule
 
 
@@ -57,9 +58,10 @@ class Corpus:
         part, parts = batch_part(mesh)
         mixture = self.mixtures[phase.mixture]
         wanted = {name: count for name, count in start.items() if name in mixture.weights}
+        packing = dataclasses.replace(config.packing, document_multiple=document_multiple(config))
         return text_batches(
             self.train, mixture, seq_len=phase.seq_len, batch_rows=phase.batch_rows,
-            seed=config.train.seed, packing=config.packing, start=wanted,
+            seed=config.train.seed, packing=packing, start=wanted,
             process_index=part, process_count=parts,
         )  # fmt: skip
 

@@ -19,6 +19,7 @@ from pangu_jax.pretraining.config import PretrainConfig
 from pangu_jax.pretraining.corpus import Corpus, PretrainError, open_corpus
 from pangu_jax.pretraining.layer_statistics import LayerStatistics
 from pangu_jax.pretraining.objective import HeldOut, make_loss, with_rope_base
+from pangu_jax.pretraining.placement import check_phase_layouts, divided, over_context
 from pangu_jax.pretraining.report import write_report
 from pangu_jax.pretraining.sampling import sample_tokens
 from pangu_jax.training import Workdir, fit
@@ -32,6 +33,7 @@ STATISTICS = "layer_statistics.jsonl"
 _MAX_TOKENS = 64  # of a sample whose length is left open
 _MAY_CHANGE = (
     *ALLOWED_CHANGES, "generate.*", "needle.*", "held_out.*", "cpu_devices", "corpus_folder",
+    "layout.*", "phase_layouts.*",
 )  # fmt: skip
 
 
@@ -54,13 +56,12 @@ def _say(text: str) -> None:
 
 def train(config: PretrainConfig, schedule: PhaseSchedule, corpus: Corpus, workdir) -> int:
     """Trains what is not yet trained, phase by phase, and writes the report; the exit code."""
-    mesh = make_mesh(config.train.mesh)
+    check_phase_layouts(config, schedule.phases)
     _announce(config, schedule, corpus, workdir)
     with Workdir.open(workdir, config, allowed_changes=_MAY_CHANGE, seed=config.train.seed) as held:
         statistics = None
         if config.held_out.layer_statistics:
             statistics = LayerStatistics(held.path / STATISTICS, held.tensorboard / "layers")
-        held_out = _held_out(config, schedule, corpus, mesh, statistics)
         for index, phase in enumerate(schedule.phases):
             end = schedule.starts()[index + 1]
             last = index == len(schedule.phases) - 1
@@ -71,19 +72,22 @@ def train(config: PretrainConfig, schedule: PhaseSchedule, corpus: Corpus, workd
                 f"{phase.batch_rows} rows of {phase.seq_len} tokens, RoPE base "
                 f"{phase.rope_base:g}, mixture {phase.mixture}"
             )
-            result = _fit_phase(config, schedule, index, corpus, mesh, held, held_out)
+            result = _fit_phase(config, schedule, index, corpus, held, statistics)
             if result.interrupted:
                 return result.exit_code
     _report(config, schedule, corpus, workdir)
     return 0
 
 
-def _fit_phase(config, schedule, index, corpus, mesh, workdir, held_out):
+def _fit_phase(config, schedule, index, corpus, workdir, statistics):
     phase = schedule.phases[index]
     model = with_rope_base(config.model, phase.rope_base)
+    mesh, program = divided(config, phase, model)
+    held_out = _held_out(config, schedule, corpus, mesh, statistics)
     per_token = model.flops_per_token(phase.seq_len)
     kind, devices = jax.devices()[0].device_kind, jax.device_count()
     batches = corpus.batches(config, schedule, index, mesh).map(_without_domains)
+    batches = over_context(batches, program and program.layout)
 
     def derive(rates):
         rate = rates.get("tokens_per_second", 0.0) * jax.process_count()
@@ -92,7 +96,7 @@ def _fit_phase(config, schedule, index, corpus, mesh, workdir, held_out):
     example = jnp.zeros((1, 8), jnp.int32)
     return fit(
         init_fn=lambda key: Decoder(model).init(key, example)["params"],
-        loss_fn=make_loss(model, config.z_loss),
+        loss_fn=None if program else make_loss(model, config.z_loss),
         dataset=batches,
         config=dataclasses.replace(config.train, steps=schedule.starts()[index + 1]),
         workdir=workdir,
@@ -102,6 +106,7 @@ def _fit_phase(config, schedule, index, corpus, mesh, workdir, held_out):
         schedule=schedule.as_optax(),
         stream=phase.name,
         derive=derive,
+        division=program,
     )
 
 

@@ -34,8 +34,9 @@ from pangu_jax.training.cadence import (
 from pangu_jax.training.checkpoint import Checkpoints
 from pangu_jax.training.compilation_cache import enable_compilation_cache
 from pangu_jax.training.config import TrainConfig
+from pangu_jax.training.division import DividedState, Division
 from pangu_jax.training.early_stopping import BestTracker
-from pangu_jax.training.errors import DataExhaustedError
+from pangu_jax.training.errors import DataExhaustedError, TrainingError
 from pangu_jax.training.log_window import LogWindow
 from pangu_jax.training.metrics_writer import MetricsWriter, read_metrics
 from pangu_jax.training.nonfinite import report_nonfinite
@@ -46,7 +47,7 @@ from pangu_jax.training.signals import StopRequested, StopSignals, exit_code
 from pangu_jax.training.spikes import SpikeCounter
 from pangu_jax.training.stacking import check_rows, stack_batches
 from pangu_jax.training.state import TrainState, create_state
-from pangu_jax.training.step import LossFn, StepOutputs, make_dispatch
+from pangu_jax.training.step import LossFn, StepOutputs, gradients_of, make_dispatch
 from pangu_jax.training.workdir import Workdir
 
 _END = object()
@@ -86,7 +87,7 @@ class _Dispatch:
 def fit(
     *,
     init_fn: Callable[[jax.Array], Any],
-    loss_fn: LossFn,
+    loss_fn: LossFn | None,
     dataset: Iterable,
     config: TrainConfig,
     workdir,
@@ -97,13 +98,14 @@ def fit(
     schedule: optax.Schedule | None = None,
     stream: str = "",
     derive: Callable[[dict[str, float]], dict[str, float]] | None = None,
+    division: Division | None = None,
 ) -> FitResult:
     """Trains, or continues training, in a work directory.
 
     Args:
       init_fn: random key -> parameters, plain or in flax boxes with logical axis names.
       loss_fn: (params, batch, key) -> LossSums. The gradient taken is that of total / weight
-        over the whole batch, all devices and micro-batches together.
+        over the whole batch, all devices and micro-batches together. None with a `division`.
       dataset: iterable of host batches (trees of NumPy arrays [R, ...], R constant), best a
         repeating `grain.IterDataset`. Its iterator's `get_state` / `set_state` make a resume
         immediate; without them the batches already seen are read again and dropped.
@@ -120,6 +122,8 @@ def fit(
       stream: name of `dataset`. A checkpoint made with another name (the phase before) keeps
         step, parameters and optimizer state, and `dataset` starts at its beginning.
       derive: rates of the throughput meter -> further values for the log, such as a utilisation.
+      division: a step divided by hand over its own mesh, in place of loss, mesh and rules. It has
+        micro-batches of its own: grad_accumulation must be 1.
 
     Returns:
       FitResult. After SIGTERM or SIGINT `interrupted` is True and everything is saved.
@@ -128,19 +132,25 @@ def fit(
       TrainingError and its subclasses; `MeshError`.
     """
     enable_compilation_cache()
-    mesh = mesh or make_mesh(config.mesh)
+    if division is not None and config.grad_accumulation != 1:
+        raise TrainingError(
+            f"train.grad_accumulation={config.grad_accumulation} does not go with a layout divided "
+            "by hand, which has layout.microbatches; set it to 1."
+        )
+    mesh = division.mesh if division is not None else mesh or make_mesh(config.mesh)
     with contextlib.ExitStack() as stack:
         if not isinstance(workdir, Workdir):
             workdir = stack.enter_context(
                 Workdir.open(workdir, {"train": dataclasses.asdict(config)}, seed=config.seed)
             )
         stack.enter_context(jax.set_mesh(mesh))
-        stack.enter_context(_logical_rules(rules))
+        if division is None:
+            stack.enter_context(_logical_rules(rules))
         signals = stack.enter_context(StopSignals())
         run = _Run(config, workdir, mesh, evaluate, describe_batch, signals)
         run.given_schedule, run.stream, run.derive = schedule, stream, derive
         stack.callback(run.close)
-        run.prepare(init_fn, loss_fn, dataset, rules)
+        run.prepare(init_fn, loss_fn, dataset, rules, division)
         return run.train()
 
 
@@ -150,6 +160,7 @@ class _Run:
     given_schedule: optax.Schedule | None = None
     stream: str = ""
     derive: Callable[[dict[str, float]], dict[str, float]] | None = None
+    divided: DividedState | None = None
 
     def __init__(self, config, workdir, mesh, evaluate, describe_batch, signals):
         self.config, self.workdir, self.mesh = config, workdir, mesh
@@ -165,7 +176,7 @@ class _Run:
 
     # Set-up
 
-    def prepare(self, init_fn, loss_fn, dataset, rules) -> None:
+    def prepare(self, init_fn, loss_fn, dataset, rules, division) -> None:
         config, mesh = self.config, self.mesh
         schedule = self.given_schedule or build_schedule(config.optimizer, config.steps)
         optimizer = build_optimizer(config.optimizer, config.steps, schedule)
@@ -178,24 +189,32 @@ class _Run:
         quick = {"xla_backend_optimization_level": 1} if cpu else None
         key = jax.random.key(config.seed)
         boxed = jax.eval_shape(create, key)
-        shardings = shardings_for(boxed, mesh, rules)
+        if division is None:
+            gradients = gradients_of(loss_fn, config.grad_accumulation)
+            shardings, stored = shardings_for(boxed, mesh, rules), None
+        else:
+            self.divided = DividedState(division, unbox(boxed))
+            shardings, stored = self.divided.shardings, self.divided.abstract_stored
+
+            def gradients(params, batch, rng):
+                return division.loss_and_grad(params, batch)
+
         self.latest = Checkpoints(self.workdir.latest, keep=config.keep_checkpoints)
         self.best = Checkpoints(self.workdir.best, keep=None)
         self.iterator = iter(dataset)
         self.step = 0
         if self.latest.steps():
-            self._restore(abstract_with_shardings(boxed, mesh, rules))
+            self._restore(stored or abstract_with_shardings(boxed, mesh, rules))
         else:
+            arrange = self.divided.arrange if self.divided else lambda state: state
             # It runs once, so compiling it is what costs.
             self.state = jax.jit(
-                lambda k: unbox(create(k)), out_shardings=shardings, compiler_options=quick
+                lambda k: arrange(unbox(create(k))), out_shardings=shardings, compiler_options=quick
             )(key)
             self.data_state = iterator_state(self.iterator)
         # Bests of a future that a killed process saw: this run decides about them anew.
         self.best.prune(above=self.tracker.last_eval_step)
-        dispatch = make_dispatch(
-            loss_fn, optimizer, accumulation=config.grad_accumulation, guard=config.nan_guard
-        )
+        dispatch = make_dispatch(gradients, optimizer, guard=config.nan_guard)
         fixed = replicated(mesh)
         self.dispatch = jax.jit(
             dispatch,
@@ -216,6 +235,8 @@ class _Run:
     def _restore(self, target: TrainState) -> None:
         restored = self.latest.restore(target)
         self.step, self.state = restored.step, restored.state
+        if self.divided:
+            self.state = self.divided.arrange_placed(self.state)
         extra = restored.extra
         self.tracker = dataclasses.replace(
             BestTracker.from_json(extra["tracker"]),
@@ -361,7 +382,10 @@ class _Run:
         """Evaluates at the current step; False if a stop signal cut it short."""
         started = time.perf_counter()
         try:
-            metrics = self.evaluate(self.state.params, self.step)
+            params = self.state.params
+            if self.divided:
+                params = self.divided.restore_params(params)
+            metrics = self.evaluate(params, self.step)
         except StopRequested:
             return False
         metrics = same_numbers({name: float(value) for name, value in metrics.items()})
@@ -373,7 +397,7 @@ class _Run:
             f"{'  best so far' if better else ''}"
         )
         if better:
-            self.best.save(self.state, extra=self._extra(), params_only=True)
+            self.best.save(self._stored(), extra=self._extra(), params_only=True)
             # A restart continues from `latest`; it must know about the new best.
             self._save()
         return True
@@ -386,8 +410,12 @@ class _Run:
         if steps and self.best.steps():
             self.best.prune(below=self.latest.read_extra(steps[-1])["tracker"]["step"])
         self.writer.flush()
-        self.latest.save(self.state, extra=self._extra(), data=self.data_state)
+        self.latest.save(self._stored(), extra=self._extra(), data=self.data_state)
         self.last_save = time.monotonic()
+
+    def _stored(self) -> TrainState:
+        """The state in the model's own order."""
+        return self.divided.restore_order(self.state) if self.divided else self.state
 
     def _extra(self) -> dict[str, Any]:
         return {
@@ -420,7 +448,7 @@ class _Run:
         self.writer.flush()
         history = read_metrics(self.workdir.metrics_file) if jax.process_index() == 0 else []
         return FitResult(
-            state=self.state,
+            state=self._stored(),
             best_step=self.tracker.step,
             best_metrics=self.tracker.metrics,
             history=history,

@@ -5,6 +5,7 @@ Letters: K steps in a dispatch, A micro-batches in a step, R rows of a batch.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import optax
 from pangu_jax.training.state import LossSums, TrainState
 
 LossFn = Callable[[Any, Any, jax.Array], LossSums]
+Gradients = Callable[[Any, Any, jax.Array], tuple[LossSums, Any]]
 
 
 class StepOutputs(NamedTuple):
@@ -70,14 +72,21 @@ def loss_and_grad(
     return sums, jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
 
 
+def gradients_of(loss_fn: LossFn, accumulation: int = 1) -> Gradients:
+    """`loss_and_grad` of a loss, for `make_dispatch`."""
+    return functools.partial(loss_and_grad, loss_fn, accumulation=accumulation)
+
+
 def make_dispatch(
-    loss_fn: LossFn,
+    gradients: Gradients,
     optimizer: optax.GradientTransformation,
     *,
-    accumulation: int = 1,
     guard: str = "stop",
 ) -> Callable[..., Any]:
     """Function (state, bad_step, batches stacked [K, R, ...]) -> (state, bad_step, StepOutputs).
+
+    gradients: (params, batch, key) -> (LossSums, gradient of total / weight), such as
+    `gradients_of` a loss.
 
     `bad_step` is int32, -1 until a step's loss or gradient norm is not finite. guard='stop': from
     that step on nothing changes any more, so the returned state is the one before the bad batch
@@ -88,7 +97,7 @@ def make_dispatch(
     def one_step(carry, batch):
         state, bad_step = carry
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        sums, grads = loss_and_grad(loss_fn, state.params, batch, rng, accumulation)
+        sums, grads = gradients(state.params, batch, rng)
         grad_norm = optax.global_norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from pangu_jax.parallel.sharding import global_batch, replicated, shardings_for, unbox
 from pangu_jax.training.state import create_state
-from pangu_jax.training.step import LossFn, make_dispatch
+from pangu_jax.training.step import LossFn, gradients_of, make_dispatch
 
 WARM_UP, TIMED = 2, 8
 
@@ -52,7 +52,7 @@ def time_steps(
         fixed = replicated(mesh)
         bad = jax.device_put(jnp.int32(-1), fixed)
         step = jax.jit(
-            make_dispatch(loss_fn, optimizer, accumulation=accumulation),
+            make_dispatch(gradients_of(loss_fn, accumulation), optimizer),
             donate_argnums=0,
             out_shardings=(placed, fixed, fixed),
         )

@@ -35,13 +35,21 @@ class PackingConfig:
     shuffle_rows: rows of a domain change places within windows of this many, so that a batch is not
     made of successive pieces of one long document; 0 leaves them in order. The next phase begins
     behind the last window begun: nothing is read twice, and up to a window is left out.
+
+    document_multiple: every document takes a multiple of this many places of a row, the rest of
+    them padding. Context parallelism over C devices needs 2 C (`parallel.document_zigzag`).
     """
 
     rows: Literal["concat", "whole"] = "concat"
     long_documents: Literal["split", "truncate", "error"] = "split"
     shuffle_rows: int = 0
+    document_multiple: int = 1
 
     def __post_init__(self):
+        if self.document_multiple < 1:
+            raise TextDataError(
+                f"document_multiple must be at least 1, got {self.document_multiple}."
+            )
         if self.shuffle_rows < 0:
             raise TextDataError(f"shuffle_rows must be 0 or more, got {self.shuffle_rows}.")
         for name, allowed in (
@@ -81,15 +89,16 @@ class PackedRows(grain.MapDataset):
         at = 0
         spans = zip(records, pieces.start.tolist(), pieces.stop.tolist(), strict=True)
         for segment, (record, start, stop) in enumerate(spans, 1):
-            # Two tokens more than the piece: end of document, and no label behind it.
+            # Two tokens more than the piece: end of document, and no label behind it. The plan may
+            # reserve more places than the document has tokens (document_multiple).
             text = np.append(record.tokens[start : stop + 1], [self._shards.eod_id, NO_LABEL])
-            size = stop - start
+            size = min(stop, len(record.tokens) + 1) - start
             here = slice(at, at + size)
             row["tokens"][here] = text[:size]
             row["labels"][here] = text[1 : size + 1]
             row["segment_ids"][here] = segment
             row["positions"][here] = np.arange(size)
-            at += size
+            at += stop - start
         row["domains"] = np.int32(self._domain)
         return row
 
@@ -215,6 +224,13 @@ def _domain_rows(
             )
         if packing.long_documents == "truncate":
             sizes = np.minimum(sizes, seq_len)
+    multiple = packing.document_multiple
+    if seq_len % multiple or start % multiple:
+        raise TextDataError(
+            f"seq_len={seq_len} and start={start} must be multiples of "
+            f"document_multiple={multiple}; change seq_len, or keep one multiple for all phases."
+        )
+    sizes = -(-sizes // multiple) * multiple
     quality, difficulty = table["quality"], table["difficulty"]
 
     def order(epoch: int) -> np.ndarray:

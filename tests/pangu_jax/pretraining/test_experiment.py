@@ -13,7 +13,7 @@ import pytest
 from pangu_jax.data.text import CorpusConfig, Mixture, ShardConfig, SourceConfig
 from pangu_jax.data.tokenizer import BpeConfig
 from pangu_jax.models import Decoder, preset
-from pangu_jax.pretraining import experiment
+from pangu_jax.pretraining import experiment, placement
 from pangu_jax.pretraining.config import HeldOutConfig, PretrainConfig, ScheduleConfig
 from pangu_jax.pretraining.corpus import PretrainError, open_corpus
 from pangu_jax.pretraining.layer_statistics import read_statistics
@@ -33,7 +33,8 @@ def one_device():
     """Phases of one row cannot be divided over the eight devices of the tests."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "make_mesh", lambda config: mesh)
+        for module in (experiment, placement):
+            patch.setattr(module, "make_mesh", lambda config: mesh)
         yield
 
 

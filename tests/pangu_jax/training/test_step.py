@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pangu_jax.parallel import MeshConfig, global_batch, make_mesh
 from pangu_jax.training.optimizer import OptimizerConfig, build_optimizer
 from pangu_jax.training.state import LossSums, create_state
-from pangu_jax.training.step import loss_and_grad, make_dispatch
+from pangu_jax.training.step import gradients_of, loss_and_grad, make_dispatch
 
 RATE, ROWS, DIM = 0.1, 8, 5
 
@@ -53,7 +53,7 @@ def compiled(accumulation=1, guard="stop"):
     optimizer = build_optimizer(OptimizerConfig(name="sgd", learning_rate=RATE, b1=0.0), 100)
     state = create_state(init, optimizer, jax.random.key(0))
     dispatch = jax.jit(
-        make_dispatch(weighted_loss, optimizer, accumulation=accumulation, guard=guard)
+        make_dispatch(gradients_of(weighted_loss, accumulation), optimizer, guard=guard)
     )
     return state, dispatch
 
@@ -144,7 +144,7 @@ def test_random_numbers_depend_on_the_step_only():
     def noise_loss(params, batch, rng):
         return LossSums(params["w"].sum() * jax.random.normal(rng, ()), jnp.float32(1))
 
-    dispatch = jax.jit(make_dispatch(noise_loss, optimizer))
+    dispatch = jax.jit(make_dispatch(gradients_of(noise_loss), optimizer))
     state = create_state(init, optimizer, jax.random.key(5))
     batch = {"x": np.zeros((4, 1), np.float32)}
     _, _, whole = dispatch(state, jnp.int32(-1), stacked(*[batch] * 4))
