@@ -7,11 +7,13 @@
 One JSON line per measurement on stdout. `gbytes_per_s` counts what must be read and written at
 least: the arrays of rows that go in and come out, once each (training: of both passes, with the
 rows that are kept counted where they are read again). `share` divides it by the rate of x + 1 over
-a large array in the same type, measured in the same run.
+a large array in the same type, measured in the same run. `ms` is device time, `call_ms` the
+time of a single call on the clock of the host (see pangu_jax/kernels/timing.py).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import jax
@@ -19,7 +21,7 @@ import jax.numpy as jnp
 from absl import app, flags
 
 from pangu_jax.kernels.rms_norm import fused_sandwich_step, rms_norm
-from pangu_jax.kernels.timing import copy_gbytes, measure
+from pangu_jax.kernels.timing import compile_all, copy_gbytes, measure
 
 _ROWS = flags.DEFINE_integer("rows", 8192, "Rows.", lower_bound=1)
 _WIDTHS = flags.DEFINE_list("widths", ["2048"], "Widths D.")
@@ -34,31 +36,41 @@ _REPEATS = flags.DEFINE_integer("repeats", 7, "Timed calls; the fastest counts."
 ARRAYS = {"norm": (2, 3), "step": (4, 6)}
 
 
-def run(operation, width, implementation, dtype, top):
-    """The two measurements of a case, as dictionaries."""
+def cases():
+    """Every (operation, width, implementation, mode) asked for."""
+    return itertools.product(
+        _OPERATIONS.value, map(int, _WIDTHS.value), _IMPLEMENTATIONS.value, ("forward", "training")
+    )
+
+
+def arguments(width, dtype):
+    """(x, branch, gain of the branch, gain of the next norm)."""
     shape = (_ROWS.value, width)
     rows = [jax.random.normal(jax.random.key(n), shape, dtype) for n in range(2)]
-    gains = [jnp.ones(width), jnp.full(width, 0.5)]
+    return *rows, jnp.ones(width), jnp.full(width, 0.5)
+
+
+def call(operation, implementation, mode):
+    """The function that is timed."""
 
     def forward(x, branch, post, gain):
-        if operation == "norm":
-            return rms_norm(x, gain, eps=1e-6, implementation=implementation)
         return fused_sandwich_step(x, branch, post, gain, eps=1e-6, implementation=implementation)
 
+    def norm(x, gain):
+        return rms_norm(x, gain, eps=1e-6, implementation=implementation)
+
+    function = norm if operation == "norm" else forward
+
     def training(*args):
-        out, pull = jax.vjp(forward, *args)
+        out, pull = jax.vjp(function, *args)
         return out, pull(out)
 
-    ahead, back = ARRAYS[operation]
-    for mode, step, arrays in (("forward", forward, ahead), ("training", training, ahead + back)):
-        timing = measure(jax.jit(step), *rows, *gains, repeats=_REPEATS.value)
-        rate = arrays * rows[0].nbytes / timing.wall / 1e6
-        yield {
-            'operation': operation, 'rows': _ROWS.value, 'width': width, 'mode': mode,
-            'implementation': implementation, 'dtype': str(jnp.dtype(dtype)),
-            'ms': round(timing.wall, 4), 'first_call_ms': round(timing.first),
-            'gbytes_per_s': round(rate, 2), 'share': round(rate / top, 4),
-        }  # fmt: skip
+    return function if mode == "forward" else training
+
+
+def used(operation, args):
+    """The arguments that the operation takes."""
+    return (args[0], args[3]) if operation == "norm" else args
 
 
 def main(argv):
@@ -70,15 +82,32 @@ def main(argv):
     top = copy_gbytes(dtype, _REPEATS.value)
     device = jax.devices()[0].device_kind
     print(json.dumps({"device": device, "jax": jax.__version__, "copy_gbytes_per_s": round(top)}))
-    for operation in _OPERATIONS.value:
-        for width in map(int, _WIDTHS.value):
-            for implementation in _IMPLEMENTATIONS.value:
-                try:
-                    for row in run(operation, width, implementation, dtype, top):
-                        print(json.dumps(row), flush=True)
-                except NotImplementedError as error:
-                    row = {"operation": operation, "implementation": implementation}
-                    print(json.dumps(row | {"skipped": str(error)}), flush=True)
+    args = {width: arguments(width, dtype) for width in map(int, _WIDTHS.value)}
+    compiled = compile_all(
+        {
+            case: (call(case[0], *case[2:]), used(case[0], args[case[1]]))
+            for case in map(tuple, cases())
+        }
+    )
+    for case, function in compiled.items():
+        operation, width, implementation, mode = case
+        row = {
+            'operation': operation, 'rows': _ROWS.value, 'width': width, 'mode': mode,
+            'implementation': implementation, 'dtype': str(jnp.dtype(dtype)),
+        }  # fmt: skip
+        if isinstance(function, Exception):
+            print(json.dumps(row | {"skipped": str(function)}), flush=True)
+            continue
+        timing = measure(function, *used(operation, args[width]), repeats=_REPEATS.value)
+        ahead, back = ARRAYS[operation]
+        arrays = ahead if mode == "forward" else ahead + back
+        rate = arrays * args[width][0].nbytes / timing.device / 1e6
+        row |= {
+            'ms': round(timing.device, 4), 'median_ms': round(timing.median, 4),
+            'call_ms': round(timing.wall, 4), 'first_call_ms': round(timing.first),
+            'gbytes_per_s': round(rate, 2), 'share': round(rate / top, 4),
+        }  # fmt: skip
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

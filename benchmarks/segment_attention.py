@@ -9,11 +9,14 @@
 One JSON line per measurement on stdout. `tflops` counts the products of the visible pairs alone,
 4 H per pair and head forward, 2.5 times as much more backward; `share` divides it by the rate of a
 large square product in the same type, measured in the same run. --documents=1 gives rows of one
-document without ids, which is what cuDNN serves; more gives packed documents of equal length.
+document without ids, which is what cuDNN serves; more gives packed documents of equal length. `ms`
+is device time and `call_ms` the time of a single call on the clock of the host (see
+pangu_jax/kernels/timing.py); all cases are compiled before the first is timed.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import jax
@@ -22,7 +25,7 @@ import numpy as np
 from absl import app, flags
 
 from pangu_jax.kernels.segment_attention import segment_attention
-from pangu_jax.kernels.timing import matmul_tflops, measure
+from pangu_jax.kernels.timing import compile_all, matmul_tflops, measure
 
 # Batch, length, query heads, key-value heads, head width. The first three are shapes of published
 # measurements on Hopper GPUs.
@@ -32,6 +35,9 @@ CONFIGS = {
     "narrow": (2, 8192, 32, 32, 64),
     "smol": (4, 2048, 9, 3, 64),
 }
+
+# Products of a pass by the products of the forward one.
+FACTORS = {"forward": 1.0, "training": 3.5}
 
 _CONFIGS = flags.DEFINE_list("configs", ["smol"], f"Of {', '.join(CONFIGS)}.")
 _LENGTHS = flags.DEFINE_list("lengths", [], "Positions, in place of the configs' own.")
@@ -61,44 +67,33 @@ def inputs(shape, documents, dtype):
     return q, k, v, jnp.asarray(np.tile(row, (batch, 1))), pairs
 
 
-def run(name, shape, documents, implementation, dtype, top):
-    """The two measurements of a case, as dictionaries."""
-    q, k, v, ids, pairs = inputs(shape, documents, dtype)
-    batch, length, heads, kv_heads, width = shape
+def call(width, implementation, mode):
+    """The function of (q, k, v, ids or None) that is timed."""
 
-    def forward(q, k, v):
+    def forward(q, k, v, ids):
         return segment_attention(
             q, k, v, q_segment_ids=ids, kv_segment_ids=ids, scale=width**-0.5,
             implementation=implementation,
         )  # fmt: skip
 
-    def training(q, k, v):
-        out, pull = jax.vjp(forward, q, k, v)
+    def training(q, k, v, ids):
+        out, pull = jax.vjp(lambda *x: forward(*x, ids), q, k, v)
         return out, pull(out)
 
-    for mode, step, factor in (("forward", forward, 1.0), ("training", training, 3.5)):
-        timing = measure(jax.jit(step), q, k, v, repeats=_REPEATS.value)
-        rate = 4 * width * heads * pairs * factor / timing.wall / 1e9
-        yield {
-            'config': name, 'batch': batch, 'length': length, 'heads': heads,
-            'kv_heads': kv_heads, 'width': width, 'documents': documents, 'mode': mode,
-            'implementation': implementation, 'dtype': str(jnp.dtype(dtype)),
-            'ms': round(timing.wall, 3), 'cpu_ms': round(timing.cpu, 3),
-            'first_call_ms': round(timing.first), 'tflops': round(rate, 4),
-            'share': round(rate / top, 4),
-        }  # fmt: skip
+    return forward if mode == "forward" else training
 
 
 def cases():
-    """Every (config name, shape, documents, implementation) asked for."""
+    """Every (config name, shape, documents, implementation, mode) asked for."""
     for name in _CONFIGS.value:
         if name not in CONFIGS:
             raise app.UsageError(f"--configs={name} is unknown; allowed are {', '.join(CONFIGS)}.")
         batch, length, *rest = CONFIGS[name]
         for n in [int(x) for x in _LENGTHS.value] or [length]:
-            for documents in map(int, _DOCUMENTS.value):
-                for implementation in _IMPLEMENTATIONS.value:
-                    yield name, (_BATCH.value or batch, n, *rest), documents, implementation
+            yield from itertools.product(
+                [name], [(_BATCH.value or batch, n, *rest)], map(int, _DOCUMENTS.value),
+                _IMPLEMENTATIONS.value, FACTORS,
+            )  # fmt: skip
 
 
 def main(argv):
@@ -108,13 +103,31 @@ def main(argv):
     top = matmul_tflops(dtype, _REPEATS.value)
     device = jax.devices()[0].device_kind
     print(json.dumps({"device": device, "jax": jax.__version__, "matmul_tflops": round(top, 3)}))
-    for case in cases():
-        try:
-            for row in run(*case, dtype, top):
-                print(json.dumps(row), flush=True)
-        except NotImplementedError as error:
-            row = {"config": case[0], "implementation": case[3], "skipped": str(error)}
-            print(json.dumps(row), flush=True)
+    args = {case[1:3]: inputs(*case[1:3], dtype) for case in cases()}
+    compiled = compile_all(
+        {case: (call(case[1][-1], *case[3:]), args[case[1:3]][:-1]) for case in cases()}
+    )
+    for case, function in compiled.items():
+        name, shape, documents, implementation, mode = case
+        batch, length, heads, kv_heads, width = shape
+        row = {
+            'config': name, 'batch': batch, 'length': length, 'heads': heads,
+            'kv_heads': kv_heads, 'width': width, 'documents': documents, 'mode': mode,
+            'implementation': implementation, 'dtype': str(jnp.dtype(dtype)),
+        }  # fmt: skip
+        if isinstance(function, Exception):
+            print(json.dumps(row | {"skipped": str(function)}), flush=True)
+            continue
+        *arrays, pairs = args[shape, documents]
+        timing = measure(function, *arrays, repeats=_REPEATS.value)
+        rate = 4 * width * heads * pairs * FACTORS[mode] / timing.device / 1e9
+        row |= {
+            'ms': round(timing.device, 4), 'median_ms': round(timing.median, 4),
+            'call_ms': round(timing.wall, 4), 'cpu_ms': round(timing.cpu, 3),
+            'first_call_ms': round(timing.first), 'tflops': round(rate, 4),
+            'share': round(rate / top, 4),
+        }  # fmt: skip
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@
 One JSON line per measurement on stdout. `tflops` counts the causal half of the matrix products
 (`arg_specs.ArgSpec.matmul_flops`); `share` divides it by the rate of a large square product in
 the same type, measured in the same run. 'naive' is the dense jnp version under automatic
-differentiation. Times are minima over `--repeats`; `cpu_ms` is the time of all threads, which
-means something only on a CPU. On a GPU or TPU give `--repeats=30` or more.
+differentiation. `ms` is device time and `call_ms` the time of a single call on the clock of the
+host (see pangu_jax/kernels/timing.py), minima over `--repeats`; `cpu_ms` is the time of all
+threads, which means something only on a CPU.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 
 import jax
@@ -19,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from pangu_jax.kernels.timing import matmul_tflops, measure
+from pangu_jax.kernels.timing import compile_all, matmul_tflops, measure
 from recsys_jax.kernels.silu_attention import silu_attention
 from recsys_jax.kernels.silu_attention.arg_specs import CONFIGS, ArgSpec, by_name
 from recsys_jax.kernels.silu_attention.output import SiluAttentionOutput
@@ -81,41 +84,28 @@ def inputs(spec: ArgSpec, dtype):
 
 
 def cases():
-    """Every (config, bias, implementation) asked for."""
+    """Every (config, bias, implementation, mode) asked for."""
     for name in _CONFIGS.value:
         spec = by_name(name)
         for n in [int(x) for x in _LENGTHS.value] or [spec.n]:
-            sized = ArgSpec(name, _BATCH.value or spec.batch, n, spec.heads, spec.width_qk,
-                            spec.width_v)  # fmt: skip
-            for bias in _BIAS.value:
-                for implementation in _IMPLEMENTATIONS.value:
-                    yield sized, bias, implementation
+            sized = dataclasses.replace(spec, batch=_BATCH.value or spec.batch, n=n)
+            yield from itertools.product(
+                [sized], _BIAS.value, _IMPLEMENTATIONS.value, ("forward", "training")
+            )
 
 
-def run(spec, bias, implementation, dtype, top):
-    """The two measurements of a case, as dictionaries."""
-    differentiable, ids = inputs(spec, dtype)
+def call(spec, bias, implementation, mode):
+    """The function of (differentiable arguments, ids) that is timed."""
     function = naive if implementation == "naive" else silu_attention
 
-    def forward(x):
+    def forward(x, ids):
         return function(**x, **ids, scale=1.0 / spec.n, bias=bias, implementation=implementation)
 
-    def training(x):
-        out, pull = jax.vjp(forward, x)
+    def training(x, ids):
+        out, pull = jax.vjp(lambda x: forward(x, ids), x)
         return out, pull(out)
 
-    for mode, step in (("forward", forward), ("training", training)):
-        flops = spec.matmul_flops(bias)
-        if mode == "training":
-            flops += spec.matmul_flops(bias, backward=True)
-        wall, cpu, first = measure(jax.jit(step), differentiable, repeats=_REPEATS.value)
-        rate = flops / wall / 1e9
-        yield {
-            'config': spec.name, 'batch': spec.batch, 'n': spec.n, 'heads': spec.heads,
-            'width': spec.width_v, 'bias': bias, 'mode': mode, 'implementation': implementation,
-            'dtype': str(jnp.dtype(dtype)), 'ms': round(wall, 3), 'cpu_ms': round(cpu, 3),
-            'first_call_ms': round(first), 'tflops': round(rate, 4), 'share': round(rate / top, 4),
-        }  # fmt: skip
+    return forward if mode == "forward" else training
 
 
 def main(argv):
@@ -125,13 +115,30 @@ def main(argv):
     top = matmul_tflops(dtype, _REPEATS.value)
     device = jax.devices()[0].device_kind
     print(json.dumps({"device": device, "jax": jax.__version__, "matmul_tflops": round(top, 3)}))
-    for spec, bias, implementation in cases():
-        try:
-            for row in run(spec, bias, implementation, dtype, top):
-                print(json.dumps(row), flush=True)
-        except NotImplementedError as error:
-            row = {"config": spec.name, "implementation": implementation, "skipped": str(error)}
-            print(json.dumps(row), flush=True)
+    args = {spec: inputs(spec, dtype) for spec, *_ in cases()}
+    compiled = compile_all({case: (call(*case), args[case[0]]) for case in cases()})
+    for case, function in compiled.items():
+        spec, bias, implementation, mode = case
+        row = {
+            'config': spec.name, 'batch': spec.batch, 'n': spec.n, 'heads': spec.heads,
+            'width': spec.width_v, 'bias': bias, 'mode': mode, 'implementation': implementation,
+            'dtype': str(jnp.dtype(dtype)),
+        }  # fmt: skip
+        if isinstance(function, Exception):
+            print(json.dumps(row | {"skipped": str(function)}), flush=True)
+            continue
+        timing = measure(function, *args[spec], repeats=_REPEATS.value)
+        flops = spec.matmul_flops(bias)
+        if mode == "training":
+            flops += spec.matmul_flops(bias, backward=True)
+        rate = flops / timing.device / 1e9
+        row |= {
+            'ms': round(timing.device, 4), 'median_ms': round(timing.median, 4),
+            'call_ms': round(timing.wall, 4), 'cpu_ms': round(timing.cpu, 3),
+            'first_call_ms': round(timing.first), 'tflops': round(rate, 4),
+            'share': round(rate / top, 4),
+        }  # fmt: skip
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
