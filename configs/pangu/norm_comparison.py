@@ -1,10 +1,13 @@
 """The claim of Pangu Ultra in small: norm schemes and initialisations of a deep, narrow decoder.
 
     python launch.py --config=configs/pangu/norm_comparison.py:depth94 --workdir=runs/norms
+    python launch.py --config=configs/pangu/norm_comparison.py:depth94_gpu --workdir=runs/norms_gpu
 
 Pre-LN, sandwich and depth-scaled sandwich norm, each with the traditional initialisation and
-TinyInit, at 94 layers of width 48: same data, same tokens, three learning rates, two seeds. The
-report's own ablation used 1.6 B and 13 B parameters; what shows at this size may differ.
+TinyInit, at 94 layers: same data, same tokens, three learning rates, two seeds. Runs that differ
+in initial values, rate and seed only are trained side by side in one program: all with post-norms,
+and all without. The report's own ablation used 1.6 B and 13 B parameters; what shows at this size
+may differ.
 """
 
 import dataclasses
@@ -19,6 +22,8 @@ from pangu_jax.pretraining.config import HeldOutConfig, ScheduleConfig
 VARIANTS = {
     "depth94": Variant("6 models x 3 rates x 2 seeds, 94 layers of width 48, 0.15 M tokens",
                        "not measured", "not measured"),
+    "depth94_gpu": Variant("the same at width 96 with 2 M tokens each, for a GPU",
+                           "not measured", "not measured"),
     "debug": Variant("2 models of 4 layers, a few steps", "not measured", "runs through"),
 }  # fmt: skip
 
@@ -42,8 +47,8 @@ def get_config(variant: str = "depth94"):
         schedule = dataclasses.replace(base.schedule, tokens=10_000)
         base = dataclasses.replace(base, model=model, schedule=schedule)
         runs = {k: v for k, v in _runs(("dssn",), (3e-3,)).items()}
-        return as_config_dict(ComparisonConfig(base=base, runs=runs, seeds=(0,)))
-    if variant != "depth94":
+        return as_config_dict(ComparisonConfig(base=base, runs=runs, seeds=(0,), together=True))
+    if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
     base = cpu_5m.pretrain_config("single")
     base = dataclasses.replace(
@@ -57,5 +62,17 @@ def get_config(variant: str = "depth94"):
         held_out=HeldOutConfig(rows=8),
         train=dataclasses.replace(base.train, log_every=5, eval_every=50, checkpoint_every=150),
     )  # fmt: skip
+    if variant == "depth94_gpu":
+        base = dataclasses.replace(
+            base,
+            model=dataclasses.replace(
+                base.model, hidden_dim=96, mlp_dim=224, head_dim=24, dtype="bfloat16",
+                remat="nothing", attention_implementation="dense",
+            ),
+            schedule=dataclasses.replace(base.schedule, tokens=2e6, seq_len=256),
+            train=dataclasses.replace(
+                base.train, log_every=5, eval_every=250, checkpoint_every=250, steps_per_dispatch=5
+            ),
+        )  # fmt: skip
     runs = _runs(("pre_ln", "sandwich", "dssn"), (1e-3, 4e-3, 1.6e-2))
-    return as_config_dict(ComparisonConfig(base=base, runs=runs))
+    return as_config_dict(ComparisonConfig(base=base, runs=runs, together=True))

@@ -141,6 +141,16 @@ class DecoderConfig:
     def has_post_norms(self) -> bool:
         return self.norm_scheme != "pre_ln"
 
+    def without_initial_values(self) -> DecoderConfig:
+        """The configuration less what only initial values depend on.
+
+        Models that are equal here have the same parameters and run the same program.
+        """
+        return dataclasses.replace(
+            self, norm_scheme="dssn" if self.has_post_norms else "pre_ln", sandwich_gamma="one",
+            init="tiny", embedding_std=0.5, c_attn=0.283, c_mlp=0.432,
+        )  # fmt: skip
+
     def parameter_counts(self) -> dict[str, int]:
         """Exact number of parameters by component; the values sum to `num_parameters()`."""
         d, h, layers = self.hidden_dim, self.head_dim, self.num_layers

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -16,11 +17,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from pangu_jax.config.resolve import resolve
+from pangu_jax.config.resolve import resolve, to_dict
 from pangu_jax.pretraining import experiment
 from pangu_jax.pretraining.config import PretrainConfig
 from pangu_jax.pretraining.corpus import open_corpus
 from pangu_jax.pretraining.plots import Line, plot_lines
+from pangu_jax.pretraining.population import Member, alike, populations, train_population
 from pangu_jax.training import Workdir
 from pangu_jax.training.errors import NonFiniteError
 from pangu_jax.training.metrics_writer import read_metrics
@@ -32,13 +34,19 @@ _MAY_CHANGE = (*ALLOWED_CHANGES, "runs", "runs.*", "seeds", "cpu_devices", "base
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComparisonConfig:
-    """runs: label -> nested settings that replace those of `base`; every run with every seed."""
+    """runs: label -> nested settings that replace those of `base`; every run with every seed.
+
+    together: runs that differ in seed, learning rate and initial values only are trained side by
+      side in one program on one device (`population`). Their numbers agree with those of single
+      runs up to rounding; there are no checkpoints of single members.
+    """
 
     experiment: str = "pangu.comparison"
     cpu_devices: int = 1
     base: PretrainConfig
     runs: dict[str, Any]
     seeds: tuple[int, ...] = (0, 1)
+    together: bool = False
 
     def __post_init__(self):
         if not self.runs or not self.seeds or len(set(self.seeds)) != len(self.seeds):
@@ -98,9 +106,18 @@ def run(mode: str, config: dict[str, Any], workdir: pathlib.Path, command: list[
     ]
     if mode == "train":
         with Workdir.open(workdir, wanted, allowed_changes=_MAY_CHANGE):
-            for index, (label, seed, child) in enumerate(children, 1):
-                _say(f"\n{label}, seed {seed} ({index} of {len(children)})")
-                code = _train_one(child, workdir / "runs" / label / f"seed{seed}")
+            for group in _groups(wanted, children):
+                _say(
+                    f"\n{', '.join(f'{children[i][0]} seed {children[i][1]}' for i in group)} "
+                    f"({group[0] + 1} of {len(children)})"
+                )
+                members = [
+                    Member(child, workdir / "runs" / label / f"seed{seed}")
+                    for label, seed, child in (children[i] for i in group)
+                ]
+                code = _train_together(members, workdir) if wanted.together else _train_one(
+                    members[0].config, members[0].folder
+                )  # fmt: skip
                 if code:
                     return code
     outcomes = [
@@ -118,6 +135,29 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
+def _groups(config, children) -> list[list[int]]:
+    """Indices of the runs that are trained at one time."""
+    if not config.together:
+        return [[index] for index in range(len(children))]
+    return populations([child for _, _, child in children])
+
+
+def _train_together(members: list[Member], workdir: pathlib.Path) -> int:
+    config = members[0].config
+    corpus = open_corpus(config, config.schedule.build())
+    name = hashlib.sha256(json.dumps(to_dict(alike(config)), sort_keys=True).encode()).hexdigest()
+
+    def diverged(index, step):
+        _record_divergence(members[index].folder, step, "a loss or gradient is not finite")
+
+    store = workdir / "populations" / name[:16]
+    return train_population(members, corpus, store, diverged=diverged)
+
+
+def _record_divergence(folder: pathlib.Path, step: int, message: str) -> None:
+    (folder / DIVERGED).write_text(json.dumps({"after_step": step, "message": message}))
+
+
 def _train_one(config: PretrainConfig, folder: pathlib.Path) -> int:
     if (folder / DIVERGED).exists():
         _say("diverged before; delete its folder to try again")
@@ -128,8 +168,7 @@ def _train_one(config: PretrainConfig, folder: pathlib.Path) -> int:
         return experiment.train(config, schedule, corpus, folder)
     except NonFiniteError as error:
         if jax.process_index() == 0:
-            text = json.dumps({"after_step": error.step, "message": str(error)})
-            (folder / DIVERGED).write_text(text)
+            _record_divergence(folder, error.step, str(error))
         _say(f"diverged after step {error.step}")
         return 0
 
@@ -205,11 +244,16 @@ def write_comparison(
         if curves:
             plot_lines(folder / f"{name}.png", title, "step", curves, log=log)
             lines += [f"![{title} over steps, one line per seed]({name}.png)", ""]
+
+    def number(value):
+        return value if np.isfinite(value) else None
+
     rows = [
         {
             "run": o.label, "seed": o.seed,
-            "held_out_loss": o.loss if np.isfinite(o.loss) else None,
-            "loss_spikes": o.spikes, "largest_gradient_norm": o.largest_gradient,
+            "held_out_loss": number(o.loss),
+            "loss_spikes": o.spikes,
+            "largest_gradient_norm": number(o.largest_gradient),
             "diverged_after": o.diverged_at,
         }
         for o in outcomes

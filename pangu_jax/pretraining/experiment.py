@@ -17,7 +17,7 @@ from pangu_jax.parallel.mesh import make_mesh
 from pangu_jax.parallel.sharding import abstract_with_shardings
 from pangu_jax.pretraining.config import PretrainConfig
 from pangu_jax.pretraining.corpus import Corpus, PretrainError, open_corpus
-from pangu_jax.pretraining.layer_statistics import LayerStatistics
+from pangu_jax.pretraining.layer_statistics import STATISTICS, LayerStatistics
 from pangu_jax.pretraining.objective import HeldOut, make_loss, with_rope_base
 from pangu_jax.pretraining.placement import check_phase_layouts, divided, over_context
 from pangu_jax.pretraining.report import write_report
@@ -29,7 +29,6 @@ from pangu_jax.training.phases import PhaseSchedule
 from pangu_jax.training.utilisation import utilisation
 from pangu_jax.training.workdir import ALLOWED_CHANGES
 
-STATISTICS = "layer_statistics.jsonl"
 _MAX_TOKENS = 64  # of a sample whose length is left open
 _MAY_CHANGE = (
     *ALLOWED_CHANGES, "generate.*", "needle.*", "held_out.*", "cpu_devices", "corpus_folder",
@@ -83,7 +82,7 @@ def _fit_phase(config, schedule, index, corpus, workdir, statistics):
     phase = schedule.phases[index]
     model = with_rope_base(config.model, phase.rope_base)
     mesh, program = divided(config, phase, model)
-    held_out = _held_out(config, schedule, corpus, mesh, statistics)
+    held_out = _held_out(config, schedule, corpus, mesh)
     per_token = model.flops_per_token(phase.seq_len)
     kind, devices = jax.devices()[0].device_kind, jax.device_count()
     batches = corpus.batches(config, schedule, index, mesh).map(_without_domains)
@@ -101,7 +100,7 @@ def _fit_phase(config, schedule, index, corpus, workdir, statistics):
         config=dataclasses.replace(config.train, steps=schedule.starts()[index + 1]),
         workdir=workdir,
         mesh=mesh,
-        evaluate=lambda params, step: held_out.evaluate(model, params, step),
+        evaluate=lambda params, step: held_out.evaluate(model, params, step, statistics),
         describe_batch=lambda batch: {"tokens": float(np.sum(batch["labels"] >= 0))},
         schedule=schedule.as_optax(),
         stream=phase.name,
@@ -114,11 +113,8 @@ def _without_domains(batch):
     return {name: x for name, x in batch.items() if name != "domains"}
 
 
-def _held_out(config, schedule, corpus, mesh: Mesh, statistics=None) -> HeldOut:
-    return HeldOut(
-        corpus, mesh, seq_len=schedule.phases[0].seq_len, rows=config.held_out.rows,
-        statistics=statistics,
-    )  # fmt: skip
+def _held_out(config, schedule, corpus, mesh: Mesh) -> HeldOut:
+    return HeldOut(corpus, mesh, seq_len=schedule.phases[0].seq_len, rows=config.held_out.rows)
 
 
 def _done(folder: pathlib.Path) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 from pangu_jax.models import Decoder, DecoderConfig
 from pangu_jax.training.metrics_writer import open_tensorboard
 
+STATISTICS = "layer_statistics.jsonl"  # the file's name in a run's folder
 NORMS = ("attn_norm", "post_attn_norm", "mlp_norm", "post_mlp_norm")
 
 
@@ -40,11 +41,15 @@ class LayerStatistics:
     Args:
       file: JSONL file to append to.
       tensorboard: folder of event files of their own, or None.
+      captures: compiled functions, shared by several runs of the same models.
     """
 
-    def __init__(self, file: pathlib.Path, tensorboard: pathlib.Path | None = None):
+    def __init__(
+        self, file: pathlib.Path, tensorboard: pathlib.Path | None = None,
+        captures: dict[DecoderConfig, Any] | None = None,
+    ):  # fmt: skip
         self._file, self._folder = file, tensorboard
-        self._captures: dict[DecoderConfig, Any] = {}
+        self._captures = {} if captures is None else captures
 
     def write(self, config: DecoderConfig, params: Any, step: int, batch: Any) -> None:
         """Appends the record of `step`; every process calls it, the first one writes."""

@@ -42,14 +42,10 @@ class HeldOut:
 
     Args:
       rows: per domain, of `seq_len` tokens.
-      statistics: where gains and activations of all layers go, or None.
     """
 
-    def __init__(
-        self, corpus: Corpus, mesh: Mesh, *, seq_len: int, rows: int,
-        statistics: LayerStatistics | None = None,
-    ):  # fmt: skip
-        self._mesh, self._statistics = mesh, statistics
+    def __init__(self, corpus: Corpus, mesh: Mesh, *, seq_len: int, rows: int):
+        self._mesh = mesh
         self._losses: dict[DecoderConfig, Any] = {}
         self.batches: dict[str, dict[str, np.ndarray]] = {}
         self.bytes_per_token: dict[str, float] = {}
@@ -69,10 +65,14 @@ class HeldOut:
             own = slice(part * rows // parts, (part + 1) * rows // parts)
             self.batches[domain] = {name: x[own] for name, x in whole.items()}
 
-    def evaluate(self, config: DecoderConfig, params: Any, step: int) -> dict[str, float]:
+    def evaluate(
+        self, config: DecoderConfig, params: Any, step: int,
+        statistics: LayerStatistics | None = None,
+    ) -> dict[str, float]:  # fmt: skip
         """{'loss' (mean of the domains), 'perplexity/<domain>', 'bits_per_byte/<domain>', ...}.
 
         config: of the model with the RoPE base of the phase that `params` are from.
+        statistics: where gains and activations of all layers go, or None.
         """
         if config not in self._losses:
             loss = make_loss(config)
@@ -85,8 +85,8 @@ class HeldOut:
             losses.append(loss)
             values[f"perplexity/{domain}"] = math.exp(min(loss, 700.0))
             values[f"bits_per_byte/{domain}"] = loss / math.log(2) / self.bytes_per_token[domain]
-        if self._statistics is not None and placed:
-            self._statistics.write(config, params, step, next(iter(placed.values())))
+        if statistics is not None and placed:
+            statistics.write(config, params, step, next(iter(placed.values())))
         return {"loss": float(np.mean(losses))} | values
 
 

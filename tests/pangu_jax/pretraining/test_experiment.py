@@ -124,10 +124,10 @@ def test_interrupted_and_resumed_equals_uninterrupted(config, trained, tmp_path,
                                                       stop_at):  # fmt: skip
     whole = HeldOut.evaluate
 
-    def stop(self, model, params, step):
+    def stop(self, model, params, step, statistics=None):
         if step == stop_at:
             raise StopRequested
-        return whole(self, model, params, step)
+        return whole(self, model, params, step, statistics)
 
     monkeypatch.setattr(HeldOut, "evaluate", stop)
     experiment.run("train", config, tmp_path, [])

@@ -57,10 +57,10 @@ def run(config, workdir, layout, stop_at=None):
     devices = jax.devices()[: layout.devices]
     build, evaluate = placement.layout_mesh, HeldOut.evaluate
 
-    def evaluate_or_stop(self, model, params, step):
+    def evaluate_or_stop(self, model, params, step, statistics=None):
         if step == stop_at:
             raise StopRequested
-        return evaluate(self, model, params, step)
+        return evaluate(self, model, params, step, statistics)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(placement, "layout_mesh", lambda layout: build(layout, devices))
@@ -148,9 +148,9 @@ def test_another_layout_takes_over_bit_for_bit(config, one_device, tmp_path):
     seen = {}
     evaluate = HeldOut.evaluate
 
-    def keep(self, model, params, step):
+    def keep(self, model, params, step, statistics=None):
         seen[step] = jax.device_get(params)
-        return evaluate(self, model, params, step)
+        return evaluate(self, model, params, step, statistics)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(HeldOut, "evaluate", keep)
