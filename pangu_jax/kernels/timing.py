@@ -69,8 +69,8 @@ def chained(function: Callable[..., Any], turns: int) -> Callable[..., Any]:
       turns: number of calls, at least 1.
 
     Returns:
-      A function (carried leaf, *arguments) -> (carried leaf, value of the last call). The leaf comes
-      separately so that its memory can be donated: else every run would begin with a copy of it.
+      A function (carried leaf, *arguments) -> (carried leaf, value of the last call). The leaf
+      comes by itself so that its memory can be donated: else every run would begin with a copy.
     """
 
     def loop(carried, *args):

@@ -11,6 +11,7 @@ Letters: B batch, N positions (padded to 64), H heads, G head groups, C tiles pe
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pangu_jax.kernels import mosaic_gpu
-from pangu_jax.kernels.mosaic_gpu import TILE, extent, pad_axis
+from pangu_jax.kernels.mosaic_gpu import TILE, pad_axis
 from recsys_jax.kernels.silu_attention.buckets import INCREMENT, bucket_thresholds
 
 # int32 time differences reach at most bucket 71; 128 is the next multiple of a WGMMA row tile.
@@ -200,7 +201,7 @@ class Prepared:
             & (seg_low[:, None, :] <= seg_high[:, :, None])
             & (tile[:, None] >= tile[None, :])
         )
-        self.span = jnp.stack([*extent(active, 2), *extent(active, 1)], axis=-1)
+        self.span = jnp.stack([*_extent(active, 2), *_extent(active, 1)], axis=-1)
         theta = np.full(TABLE, big, np.int32)
         reachable = bucket_thresholds(spec.num_buckets)
         theta[0] = 0
@@ -216,11 +217,22 @@ class Prepared:
             most = jnp.maximum(abs(below), abs(above))
             edges = jnp.asarray(reachable, jnp.float32)
             slack = 1e-6
-            low = jnp.searchsorted(edges, least * (1 - slack) - 1, side="right")
-            high = jnp.searchsorted(edges, most * (1 + slack) + 1, side="right")
+            # One pass over the few edges: a search by halves would be a loop of small kernels.
+            search = functools.partial(jnp.searchsorted, side="right", method="compare_all")
+            low = search(edges, least * (1 - slack) - 1)
+            high = search(edges, most * (1 + slack) + 1)
             self.buckets = jnp.stack([low, high]).astype(jnp.int32)
         else:
             self.buckets = jnp.zeros((2, rows, spec.tiles, spec.tiles), jnp.int32)
+
+
+def _extent(active, axis):
+    """First and past-the-last true place along an axis, int32 each; 0 and 0 if there is none."""
+    count = active.shape[axis]
+    place = lax.broadcasted_iota(jnp.int32, active.shape, axis)
+    last = jnp.where(active, place + 1, 0).max(axis)
+    first = jnp.where(active, place, count).min(axis)
+    return jnp.minimum(first, last), last
 
 
 def _bounds(times, valid):
