@@ -57,6 +57,7 @@ def debug(models: Models) -> ConfigDict:
     config.train.log_every = 2
     config.train.quick_compile = True
     config.evaluation.resamples = 200
+    config.evaluation.batch_size = 1024  # all users in one batch: one shape to compile
     return config
 
 

@@ -21,6 +21,8 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+CACHE_OFF = ("off", "0", "none")
+"""Values of PANGU_JAX_CACHE that switch the compilation cache off and name no folder."""
 _CHUNK = 1 << 20
 _MAX_MEMBER_BYTES = 2 << 30
 
@@ -85,10 +87,11 @@ def cache_dir() -> Path:
     """Folder for everything this project keeps between runs.
 
     The environment variable PANGU_JAX_CACHE names it; otherwise it is `pangu_jax` in the user's
-    cache folder ($XDG_CACHE_HOME, or ~/.cache). The folder is not created here.
+    cache folder ($XDG_CACHE_HOME, or ~/.cache), also under PANGU_JAX_CACHE=off, which speaks of
+    compiled programs only. The folder is not created here.
     """
-    named = os.environ.get("PANGU_JAX_CACHE")
-    if named:
+    named = os.environ.get("PANGU_JAX_CACHE", "")
+    if named and named.lower() not in CACHE_OFF:
         return Path(named).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "pangu_jax"

@@ -8,14 +8,7 @@ import pathlib
 import platform
 import warnings
 
-
-def cache_folder() -> pathlib.Path:
-    """The project's cache folder: $PANGU_JAX_CACHE, else the user's cache folder."""
-    value = os.environ.get("PANGU_JAX_CACHE", "")
-    if value and value.lower() not in ("off", "0", "none"):
-        return pathlib.Path(value).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(base).expanduser() / "pangu_jax"
+from pangu_jax.data.wheel import CACHE_OFF, cache_dir
 
 
 def enable_compilation_cache() -> pathlib.Path | None:
@@ -26,11 +19,11 @@ def enable_compilation_cache() -> pathlib.Path | None:
     """
     import jax
 
-    if os.environ.get("PANGU_JAX_CACHE", "").lower() in ("off", "0", "none"):
+    if os.environ.get("PANGU_JAX_CACHE", "").lower() in CACHE_OFF:
         return None
     if jax.config.jax_compilation_cache_dir:
         return pathlib.Path(jax.config.jax_compilation_cache_dir)
-    folder = cache_folder() / f"xla-{_machine()}"
+    folder = cache_dir() / f"xla-{_machine()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK)

@@ -29,8 +29,8 @@ class TrainConfig:
     nan_guard: 'stop' ends at a non-finite loss or gradient, with state and batch saved; 'skip'
       leaves that update out and goes on; 'off' does not look.
     prefetch: batches prepared ahead in a background thread.
-    quick_compile: on a CPU, compile with LLVM's first level of optimisation: for runs of a few
-      steps, which it shortens; a longer run would lose by it.
+    quick_compile: on a CPU, compile without LLVM's optimisations: for runs of a few steps, which
+      it shortens; a longer run would lose by it.
     progress: a bar, plain lines, nothing, or whichever suits the output.
     """
 

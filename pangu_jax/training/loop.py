@@ -43,6 +43,7 @@ from pangu_jax.training.nonfinite import report_nonfinite
 from pangu_jax.training.optimizer import build_optimizer, build_schedule
 from pangu_jax.training.prefetch import Fetched, Prefetcher, iterator_state
 from pangu_jax.training.progress import Progress, Throughput, short_line
+from pangu_jax.training.quick_compile import quick_options
 from pangu_jax.training.signals import StopRequested, StopSignals, exit_code
 from pangu_jax.training.spikes import SpikeCounter
 from pangu_jax.training.stacking import check_rows, stack_batches
@@ -185,8 +186,7 @@ class _Run:
         def create(key):
             return create_state(init_fn, optimizer, key)
 
-        cpu = mesh.devices.flat[0].platform == "cpu"
-        quick = {"xla_backend_optimization_level": 1} if cpu else None
+        quick = quick_options(mesh.devices.flat[0]) if config.quick_compile else None
         key = jax.random.key(config.seed)
         boxed = jax.eval_shape(create, key)
         if division is None:
@@ -208,8 +208,9 @@ class _Run:
         else:
             arrange = self.divided.arrange if self.divided else lambda state: state
             # It runs once, so compiling it is what costs.
+            once = quick or quick_options(mesh.devices.flat[0], level=1)
             self.state = jax.jit(
-                lambda k: arrange(unbox(create(k))), out_shardings=shardings, compiler_options=quick
+                lambda k: arrange(unbox(create(k))), out_shardings=shardings, compiler_options=once
             )(key)
             self.data_state = iterator_state(self.iterator)
         # Bests of a future that a killed process saw: this run decides about them anew.
@@ -220,7 +221,7 @@ class _Run:
             dispatch,
             donate_argnums=(0,),
             out_shardings=(shardings, fixed, fixed),
-            compiler_options=quick if config.quick_compile else None,
+            compiler_options=quick,
         )
         self.bad_step = jax.device_put(jnp.int32(-1), fixed)
         first = jax.process_index() == 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -96,6 +97,7 @@ class Evaluator:
         same number of batches (the rows of `jax.make_array_from_process_local_data`); params and
         item table must be the same on all. Without a mesh every process works alone on its own
         batches, any number of them. Either way all processes get the whole result.
+      compiler_options: of `jax.jit` for the encoder.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class Evaluator:
         mesh: jax.sharding.Mesh | None = None,
         data_axis: str | None = "data",
         model_axis: str | None = "model",
+        compiler_options: dict[str, Any] | None = None,
     ):
         if k_coverage < 0 or keep_topk < 0:
             raise EvaluationError(
@@ -129,7 +132,7 @@ class Evaluator:
         self._allowed = None if allowed_items is None else np.asarray(allowed_items, bool)
         self._options = dict(block_items=block_items, filter_target=filter_target)
         self._mesh, self._axes = mesh, (data_axis, model_axis)
-        self._encode = _last_vectors(encode_fn)
+        self._encode = _last_vectors(encode_fn, compiler_options)
 
     def evaluate(
         self,
@@ -353,10 +356,10 @@ def evaluate(
     return Evaluator(encode_fn, **options).evaluate(params, item_table, batches, progress=progress)
 
 
-def _last_vectors(encode_fn):
+def _last_vectors(encode_fn, compiler_options=None):
     """Jitted (params, batch) -> user vectors [R, D] after the last event, finite [R] bool."""
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options)
     def encode(params, batch):
         vectors = encode_fn(params, batch)
         if vectors.ndim == 3:

@@ -17,6 +17,7 @@ from pangu_jax.parallel.mesh import make_mesh
 from pangu_jax.parallel.sharding import abstract_with_shardings
 from pangu_jax.training import FitResult, Workdir, fit
 from pangu_jax.training.load import load_params
+from pangu_jax.training.quick_compile import quick_options
 from pangu_jax.training.signals import check_stop
 from pangu_jax.training.workdir import write_json
 from recsys_jax.data.splits import Examples, training_interactions
@@ -60,6 +61,8 @@ class Run:
         """One for validation and test, so that nothing is compiled twice."""
         evaluation = self.experiment.evaluation
         single = self.mesh.devices.size == 1
+        device = self.mesh.devices.flat[0]
+        quick = quick_options(device) if self.train_config.quick_compile else None
         return Evaluator(
             self.model.encode,
             ks=evaluation.ks,
@@ -70,6 +73,7 @@ class Run:
             rank_limit=evaluation.rank_limit,
             block_items=evaluation.block_items,
             mesh=None if single else self.mesh,
+            compiler_options=quick,
         )
 
     def describe(self) -> dict[str, Any]:

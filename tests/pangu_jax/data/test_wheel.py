@@ -166,3 +166,12 @@ def test_pins_are_well_formed():
     for name, spec in wheel_lib.PINNED_WHEELS.items():
         assert name == spec.package and len(spec.sha256) == 64
         assert int(spec.sha256, 16) > 0
+
+
+@pytest.mark.parametrize("value", ["off", "OFF", "0", "none"])
+def test_switching_off_the_compilation_cache_names_no_folder(value, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PANGU_JAX_CACHE", value)
+    assert wheel_lib.cache_dir() == tmp_path / "pangu_jax"
+    monkeypatch.setenv("PANGU_JAX_CACHE", str(tmp_path / "other"))
+    assert wheel_lib.cache_dir() == tmp_path / "other"
