@@ -25,8 +25,9 @@ EXPERIMENTS = {
     "recsys.sequential": "recsys_jax.sequential.experiment",
     "pangu.pretrain": "pangu_jax.pretraining.experiment",
     "pangu.comparison": "pangu_jax.pretraining.comparison",
+    "pangu.plan": "pangu_jax.planning.experiment",
 }
-MODES = ("train", "eval", "predict", "generate", "needle", "benchmark")
+MODES = ("train", "eval", "predict", "generate", "needle", "benchmark", "plan")
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run lives; default: runs/<config>-<variant>."
@@ -37,7 +38,8 @@ _MODE = flags.DEFINE_enum(
     MODES,
     "train: train what is not yet trained, evaluate, report. eval: evaluate the best checkpoints. "
     "predict: write top-k lists. generate: continue a prompt. needle: compare RoPE bases "
-    "on needles in long contexts. benchmark: time training and evaluation.",
+    "on needles in long contexts. benchmark: time training and evaluation. plan: what training "
+    "would take on machines that are not here.",
 )
 _LIST = flags.DEFINE_bool("list", False, "Print every configuration, what it does and its cost.")
 _CPU_DEVICES = flags.DEFINE_integer(
@@ -62,6 +64,24 @@ def _argument(argv: list[str], name: str) -> str | None:
         elif argument.startswith((f"--{name}=", f"-{name}=")):
             value = argument.partition("=")[2]
     return value
+
+
+def _from_checkout(argv: list[str]) -> list[str]:
+    """`argv` with the files of --config looked for in the checkout too, from whatever folder."""
+
+    def found(value: str) -> str:
+        name = value.partition(":")[0]
+        here = pathlib.Path(name).exists() or not (ROOT / name).exists()
+        return value if here else str(ROOT / value)
+
+    out = list(argv)
+    for index, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config") and equals:
+            out[index] = f"{name}={found(value)}"
+        elif name in ("--config", "-config") and index + 1 < len(argv):
+            out[index + 1] = found(argv[index + 1])
+    return out
 
 
 def _stored_config(argv: list[str]):
@@ -96,8 +116,6 @@ def _define_config_flag(argv: list[str]) -> None:
         return
     chosen = _argument(argv, "config") or str(ROOT / DEFAULT_CONFIG)
     catalogue.check(ROOT, chosen)
-    if not pathlib.Path(chosen.partition(":")[0]).exists():
-        chosen = str(ROOT / chosen)  # relative to the checkout, from any folder
     check_overrides(catalogue.get(ROOT, chosen), argv)
     config_flags.DEFINE_config_file(
         "config",
@@ -171,12 +189,13 @@ def _main(argv: list[str]) -> int:
 def run() -> None:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
+    arguments = _from_checkout(sys.argv[1:])
     try:
-        _define_config_flag(sys.argv[1:])
+        _define_config_flag(arguments)
     except ValueError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
-    app.run(_main)
+    app.run(_main, argv=[sys.argv[0], *arguments])
 
 
 if __name__ == "__main__":
