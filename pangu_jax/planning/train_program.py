@@ -92,7 +92,11 @@ def train_program(
     }
     bad_step = jax.ShapeDtypeStruct((), jnp.int32, sharding=fixed)
     step = jax.jit(
-        make_dispatch(lambda params, batch, _: program.loss_and_grad(params, batch), adamw),
+        make_dispatch(
+            lambda params, batch, _: program.loss_and_grad(params, batch),
+            adamw,
+            place=divided.place,
+        ),
         donate_argnums=(0,),
         out_shardings=(divided.shardings, fixed, fixed),
     )

@@ -71,6 +71,10 @@ class DividedState:
         """The state in the division's order."""
         return self._map(self._division.arrange, state)
 
+    def place(self, state: TrainState) -> TrainState:
+        """The arranged state, constrained to `shardings`; for use inside a jitted step."""
+        return jax.lax.with_sharding_constraint(state, self.shardings)
+
     def _map(self, function: Callable[[Any], Any], state: TrainState) -> TrainState:
         """`function` of the parameters and of every part of the optimizer state like them."""
         return jax.tree.map(

@@ -215,7 +215,8 @@ class _Run:
             self.data_state = iterator_state(self.iterator)
         # Bests of a future that a killed process saw: this run decides about them anew.
         self.best.prune(above=self.tracker.last_eval_step)
-        dispatch = make_dispatch(gradients, optimizer, guard=config.nan_guard)
+        place = {"place": self.divided.place} if self.divided else {}
+        dispatch = make_dispatch(gradients, optimizer, guard=config.nan_guard, **place)
         fixed = replicated(mesh)
         self.dispatch = jax.jit(
             dispatch,

@@ -82,6 +82,7 @@ def make_dispatch(
     optimizer: optax.GradientTransformation,
     *,
     guard: str = "stop",
+    place: Callable[[TrainState], TrainState] = lambda state: state,
 ) -> Callable[..., Any]:
     """Function (state, bad_step, batches stacked [K, R, ...]) -> (state, bad_step, StepOutputs).
 
@@ -92,6 +93,9 @@ def make_dispatch(
     that step on nothing changes any more, so the returned state is the one before the bad batch
     even if further dispatches were already on their way. guard='skip': only that update is left
     out (the step still counts). guard='off': no checks. To be jitted with the state donated.
+
+    place: constrains where the next state lies. Without it XLA may keep parameters between the
+    steps of a dispatch as ZeRO divides the moments, and then gathers them once more at its end.
     """
 
     def one_step(carry, batch):
@@ -116,6 +120,7 @@ def make_dispatch(
         state = TrainState(
             step=state.step + jnp.int32(advance), params=params, opt_state=opt_state, rng=state.rng
         )
+        state = place(state)
         outputs = StepOutputs(sums.total, sums.weight, sums.metrics, grad_norm, applied)
         return (state, bad_step), jax.tree.map(lambda x: x.astype(jnp.float32), outputs)
 
