@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("jax.experimental.pallas.mosaic_gpu", reason="this JAX has no Mosaic GPU")
 
 from pangu_jax.kernels.implementation import ImplementationUnavailableError
-from pangu_jax.kernels.rms_norm import pallas_gpu, rms_norm
+from pangu_jax.kernels.rms_norm import pallas_gpu, pallas_gpu_rows, rms_norm
 from pangu_jax.kernels.rms_norm.reference import (
     fused_sandwich_step_reference,
     rms_norm_reference,
@@ -47,17 +47,27 @@ def arguments(form, rows, width):
     }[form]
 
 
-def run(function, args, dtype, gain_dtype):
-    """All outputs, and gradients by all arguments, as NumPy float64."""
-    args = [jnp.asarray(a, dtype if a.ndim > 1 else gain_dtype) for a in args]
+def both(function):
+    """(arguments, cotangents) -> (outputs, gradients by all arguments)."""
 
-    @jax.jit
-    def both(*args):
+    def outputs_and_gradients(args, cotangents):
         out, pull = jax.vjp(function, *args)
-        rng = np.random.default_rng(1)
-        return out, pull(tuple(jnp.asarray(rng.normal(size=x.shape), x.dtype) for x in out))
+        return out, pull(cotangents)
 
-    out, gradients = both(*args)
+    return outputs_and_gradients
+
+
+def run(function, args, dtype, gain_dtype):
+    """All outputs, and gradients by all arguments, as NumPy float64.
+
+    `function` is of the arrays, or `jax.jit(both(..))` of it where it runs more than once.
+    """
+    compiled = function if hasattr(function, "lower") else jax.jit(both(function))
+    args = [jnp.asarray(a, dtype if a.ndim > 1 else gain_dtype) for a in args]
+    rng = np.random.default_rng(1)
+    count = 1 if len(args) == 2 else 2
+    cotangents = tuple(jnp.asarray(rng.normal(size=args[0].shape), dtype) for _ in range(count))
+    out, gradients = compiled(args, cotangents)
     assert [g.dtype for g in gradients] == [a.dtype for a in args]
     return [np.asarray(x, np.float64) for x in (*out, *gradients)]
 
@@ -68,29 +78,51 @@ def assert_close(got, want, tolerance):
         assert error < tolerance, f"array {place}: error {error:.1e} of the largest entry"
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_interpret_matches_float64_definition(form, monkeypatch):
+@pytest.mark.parametrize(
+    "form, rows, lines_of_a_group", [*((form, 14, 4) for form in FORMS), ("step", 7, 2)]
+)
+def test_interpret_matches_float64_definition(form, rows, lines_of_a_group, monkeypatch):
     """Three blocks of rows, the last with fewer; more rows in a block than ring slots."""
-    monkeypatch.setattr(pallas_gpu, "_BLOCKS", 3)
-    monkeypatch.setattr(pallas_gpu, "_CHUNK", 2)
-    args = arguments(form, 14, 512)
+    monkeypatch.setattr(pallas_gpu_rows, "_PROCESSORS", 3)
+    monkeypatch.setattr(pallas_gpu_rows, "_MAX_BLOCKS", 1)
+    monkeypatch.setattr(pallas_gpu_rows, "_MAX_LINES", lines_of_a_group)
+    monkeypatch.setattr(pallas_gpu_rows, "_CHUNK", 2)
+    args = arguments(form, rows, 512)
     with jax.enable_x64(True):
         want = run(function(form, False), args, jnp.float64, jnp.float64)
     got = run(function(form, True, interpret=True), args, jnp.float32, jnp.float32)
     assert_close(got, want, 2e-6)
 
 
-@pytest.mark.parametrize("lines", [1, 5, 17, 40, 60, 256])
-def test_chunks_cover_a_row_once(lines):
-    spec = pallas_gpu._Spec(EPS, True, 1, lines, np.dtype("float32"), True)
+def spec_of(lines, rows=1, dtype="float32"):
+    return pallas_gpu_rows.Spec(EPS, True, rows, lines, np.dtype(dtype), True)
+
+
+@pytest.mark.parametrize("lines", [1, 5, 17, 40, 60, 96, 256])
+def test_chunks_of_the_groups_cover_a_row_once(lines):
+    spec = spec_of(lines)
     places = [c.start + n for c in spec.chunks for n in range(c.size)]
-    assert places == list(range(lines)) and len({c.size for c in spec.chunks}) == 1
+    assert places == list(range(spec.slice)) and len({c.size for c in spec.chunks}) == 1
+    assert spec.slice * spec.groups == lines
 
 
-@pytest.mark.parametrize("rows", [1, 263, 264, 265, 8192, 10001])
-def test_blocks_cover_the_rows(rows):
-    spec = pallas_gpu._Spec(EPS, True, rows, 1, np.dtype("float32"), True)
-    assert spec.share * (spec.blocks - 1) < rows <= spec.share * spec.blocks
+@pytest.mark.parametrize("rows", [1, 131, 132, 133, 8192, 10001])
+@pytest.mark.parametrize("arrays, kept", [(1, 1), (4, 4)])
+def test_blocks_cover_the_rows(rows, arrays, kept):
+    how = pallas_gpu_rows.plan(spec_of(60, rows, "bfloat16"), arrays, kept)
+    assert how.share * (how.blocks - 1) < rows <= how.share * how.blocks
+
+
+@pytest.mark.parametrize("lines", [16, 60, 96])
+def test_enough_rows_are_in_flight(lines):
+    """Half of the 64 KiB per multiprocessor that a memory this fast needs, at the very least."""
+    spec = spec_of(lines, 8192, "bfloat16")
+    for arrays, kept in ((1, 1), (2, 2), (2, 2), (4, 4)):
+        how = pallas_gpu_rows.plan(spec, arrays, kept)
+        assert how.stages >= 2
+        per_processor = how.blocks / 132
+        ahead = (how.stages - 1) * per_processor * arrays * lines * 128 * 2
+        assert ahead > 32 * 1024
 
 
 def training_call(form, rows, width, dtype, sharding=None):
@@ -114,8 +146,11 @@ def test_lowers_for_cuda(form):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     "rows, width, dtype",
-    [(8192, 2048, jnp.bfloat16), (1000, 7680, jnp.bfloat16), (77, 640, jnp.float32)],
-)
+    [
+        (8192, 2048, jnp.bfloat16), (1000, 7680, jnp.bfloat16), (8192, 12288, jnp.bfloat16),
+        (77, 640, jnp.float32),
+    ],
+)  # fmt: skip
 def test_compiles_for_h100_without_a_gpu(h100, form, rows, width, dtype):
     step, args = training_call(form, rows, width, dtype, h100)
     text = step.lower(*args).compile().as_text()
@@ -130,21 +165,32 @@ def test_what_it_cannot_do_is_said():
         function("step_without_post", True)(
             jnp.zeros((2, 128)), jnp.zeros((2, 128), jnp.bfloat16), jnp.ones(128)
         )
-    with pytest.raises(NotImplementedError, match="shared memory"):
-        step, args = training_call("step", 4, 32768, jnp.float32)
-        step.trace(*args)
+    for width, message in ((32768, "shared memory"), (128 * 37, "does not divide")):
+        with pytest.raises(NotImplementedError, match=message):
+            step, args = training_call("step", 4, width, jnp.float32)
+            step.trace(*args)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("rows, width", [(5, 128), (1000, 640), (2000, 2048), (600, 7680)])
-def test_gpu_matches_float32_definition(hopper, form, rows, width):
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-4), ("bfloat16", 2e-2)])
+def test_gpu_matches_float32_definition(hopper, form, rows, width, dtype, tolerance):
+    compare_on_device(form, rows, width, dtype, tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", FORMS)
+def test_gpu_serves_the_width_of_the_135b_model(hopper, form):
+    compare_on_device(form, 500, 12288, "bfloat16", 2e-2)
+
+
+def compare_on_device(form, rows, width, dtype, tolerance):
     args = arguments(form, rows, width)
-    for dtype, tolerance in ((jnp.float32, 1e-4), (jnp.bfloat16, 2e-2)):
-        got = run(function(form, True), args, dtype, jnp.float32)
-        want = run(function(form, False), args, dtype, jnp.float32)
-        assert_close(got, want, tolerance)
-        # No block adds into memory of another: a second run must give the same bits.
-        again = run(function(form, True), args, dtype, jnp.float32)
-        for a, b in zip(got, again, strict=True):
-            np.testing.assert_array_equal(a, b)
+    want = run(function(form, False), args, dtype, jnp.float32)
+    compiled = jax.jit(both(function(form, True)))
+    got = run(compiled, args, dtype, jnp.float32)
+    assert_close(got, want, tolerance)
+    # No block adds into memory of another: a second run must give the same bits.
+    for a, b in zip(got, run(compiled, args, dtype, jnp.float32), strict=True):
+        np.testing.assert_array_equal(a, b)
