@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -182,6 +183,12 @@ class _Run:
     """The state of one call of `train_population`."""
 
     def __init__(self, members, corpus, store, mesh, diverged):
+        # Members of one model next to each other; `places` are those in the caller's order.
+        models = list(dict.fromkeys(member.config.model for member in members))
+        self.places = sorted(
+            range(len(members)), key=lambda i: models.index(members[i].config.model)
+        )
+        members = [members[place] for place in self.places]
         self.members, self.diverged = members, diverged
         config = members[0].config
         schedule = config.schedule.build()
@@ -257,14 +264,13 @@ class _Run:
             return unbox(create_state(lambda k: init(k, example)["params"], optimizer, key))
 
         def create(seeds):
-            """States of all members: those of one model at once, then in the members' order."""
-            order, parts = [], []
-            for model in dict.fromkeys(models):
-                here = [i for i, other in enumerate(models) if other == model]
-                parts.append(jax.vmap(functools.partial(one, model))(seeds[np.array(here)]))
-                order += here
-            back = np.argsort(order)
-            return jax.tree.map(lambda *x: jnp.concatenate(x)[back], *parts)
+            """States of all members; those of one model, which are neighbours, at once."""
+            parts, begin = [], 0
+            for model, same in itertools.groupby(models):
+                end = begin + len(list(same))
+                parts.append(jax.vmap(functools.partial(one, model))(seeds[begin:end]))
+                begin = end
+            return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
         if self.store.steps():
             device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -345,7 +351,7 @@ class _Run:
             row = jax.tree.map(lambda x, i=index: float(x[i, k]), outputs)
             if not row.applied:
                 books.stopped = self.step - 1
-                self.diverged(index, books.stopped)
+                self.diverged(self.places[index], books.stopped)
                 self.progress.say(f"{self._name(index)} diverged after step {books.stopped}")
                 continue
             books.window.add(row)
