@@ -34,9 +34,13 @@ def files(root: pathlib.Path) -> list[pathlib.Path]:
 
 def load(path: pathlib.Path):
     """The configuration module at `path`."""
+    if path.suffix != ".py":
+        raise ValueError(f"--config={path} is no configuration: a Python file (.py) is needed.")
     spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"--config={path} defines no get_config(variant), so it names no run.")
     return module
 
 

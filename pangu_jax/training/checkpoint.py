@@ -260,11 +260,12 @@ class Checkpoints:
 
     def _corrupt(self, step: int, reason: str) -> CorruptCheckpointError:
         others = [s for s in self.steps() if s < step]
-        then = (
-            f"continues from step {others[-1]}"
-            if others
-            else "starts from the beginning, because there is no earlier one"
-        )
+        if others:
+            then = f"continues from step {others[-1]}"
+        elif not self._writable:  # evaluation and prediction: see `load_params`
+            then = "looks for another checkpoint of the run"
+        else:
+            then = "starts from the beginning, because there is no earlier one"
         return CorruptCheckpointError(
             f"The checkpoint {self._path(step)} is damaged: {reason}. If you delete that "
             f"directory, the same command {then}."

@@ -32,5 +32,6 @@ def check_rows(host: Any, config: TrainConfig, mesh: Mesh) -> None:
             raise TrainingError(
                 f"A batch has {rows} rows, which cannot be divided over train.mesh.data="
                 f"{mesh.shape['data']} times train.grad_accumulation={config.grad_accumulation}; "
-                f"make data.batch_size a multiple of {ways}."
+                f"make the batch size a multiple of {ways} (recommenders: "
+                "--config.batch.batch_size, language models: --config.schedule.batch_rows)."
             )

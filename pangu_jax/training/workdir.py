@@ -36,6 +36,7 @@ ALLOWED_CHANGES = (
     "train.progress",
     "train.early_stopping_patience",
 )
+_BOOKKEEPING = (".lock", "config.json", "run_info.json")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -68,7 +69,8 @@ class Workdir:
             'train.steps' may only grow.
 
         Raises:
-          WorkdirError: in use by another process, made with another config, or not writable.
+          WorkdirError: in use by another process, made with another config (and something has been
+            computed with it), or not writable.
         """
         self = cls(path)
         error = None
@@ -178,7 +180,7 @@ class Workdir:
                     fine = self._steps_done() <= now
                 if not fine:
                     refused.append(f"{key} was {before!r}, now {now!r}")
-            if refused:
+            if refused and self._anything_done():
                 shown = "; ".join(refused[:5])
                 more = f"; and {len(refused) - 5} more" if len(refused) > 5 else ""
                 raise WorkdirError(
@@ -191,6 +193,19 @@ class Workdir:
                 "told whether they belong to this run; choose another --workdir."
             )
         write_json(self.config_file, config)
+
+    def _anything_done(self) -> bool:
+        """False where every start so far failed before it computed something, over a mistyped path
+        for example; the corrected command may then have the directory."""
+        if self._steps_done() >= 0:
+            return True
+        for file in self.path.rglob("*"):
+            parts = file.relative_to(self.path).parts
+            if parts[-1] in _BOOKKEEPING or "tensorboard" in parts or not file.is_file():
+                continue
+            if file.stat().st_size:
+                return True
+        return False
 
     def _steps_done(self) -> int:
         names = [p.name for p in self.latest.iterdir()] if self.latest.is_dir() else []

@@ -92,7 +92,7 @@ class _Slice:
         if rows % process_count:
             raise DataError(
                 f"A batch of {rows} rows cannot be divided among {process_count} processes; set "
-                "data.batch_size (packed: data.rows) to a multiple of it."
+                "--config.batch.batch_size to a multiple of it."
             )
         size = rows // process_count
         return cls(process_index * size, (process_index + 1) * size)
@@ -136,7 +136,10 @@ def training_dataset(
     """
     _positive(batch_size=batch_size, max_len=max_len, dispatch=dispatch)
     if not len(examples):
-        raise DataError("There are no training examples; see data.split and data.min_user_events.")
+        raise DataError(
+            "There are no training examples; see --config.split.* and "
+            "--config.data.min_user_events."
+        )
     lengths = examples.lengths(max_len)
     if packed:
         row_length = max_len if row_length is None else row_length
@@ -204,7 +207,10 @@ def pairwise_dataset(
         )
     users, items, _ = training_interactions(source, examples)
     if not len(users):
-        raise DataError("There are no training examples; see data.split and data.min_user_events.")
+        raise DataError(
+            "There are no training examples; see --config.split.* and "
+            "--config.data.min_user_events."
+        )
     stride = np.int64(source.num_items + 1)
     seen = np.unique(users * stride + items)
     touched = np.bincount(seen // stride)

@@ -68,14 +68,16 @@ def evaluation_batches(
       DataError: unknown filter, sizes below one, batch_size that process_count does not divide.
     """
     if filter not in FILTERS:
-        raise DataError(f"data.filter={filter!r} is unknown; allowed are {', '.join(FILTERS)}.")
+        raise DataError(
+            f"evaluation.history_filter={filter!r} is unknown; allowed are {', '.join(FILTERS)}."
+        )
     for name, value in (("batch_size", batch_size), ("max_len", max_len)):
         if value < 1:
             raise DataError(f"evaluation {name} must be at least 1, got {value}.")
     if batch_size % process_count:
         raise DataError(
             f"An evaluation batch of {batch_size} rows cannot be divided among {process_count} "
-            "processes; set the evaluation batch size to a multiple of it."
+            "processes; set --config.evaluation.batch_size to a multiple of it."
         )
     begins = np.zeros_like(examples.begin) if filter == "all" else examples.starts(max_len)
     filtered = examples.target - begins

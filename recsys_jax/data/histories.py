@@ -83,7 +83,7 @@ def histories_from_file(
     if missing.any() and unknown == "error":
         first = int(np.argmax(missing))
         raise DataError(
-            f"{path} row {rows[first]}: item {items[first]!r} was never seen in training "
+            f"{path} row {rows[first]}: item {items.tolist()[first]!r} was never seen in training "
             f"({int(missing.sum())} such events, {len(set(items[missing].tolist()))} items). "
             "Remove them, or leave them out with --config.predict.unknown=skip."
         )

@@ -117,12 +117,12 @@ class TemporalGlobal:
     def __post_init__(self):
         if self.targets not in ("first", "last", "all"):
             raise DataError(
-                f"data.split.targets={self.targets!r} is unknown; allowed are first, last, all."
+                f"split.targets={self.targets!r} is unknown; allowed are first, last, all."
             )
         for name in ("valid_quantile", "test_quantile"):
             if not 0 < getattr(self, name) < 1:
                 raise DataError(
-                    f"data.split.{name} must lie between 0 and 1, got {getattr(self, name)}."
+                    f"split.{name} must lie between 0 and 1, got {getattr(self, name)}."
                 )
 
     def times(self, source: SequenceSource) -> tuple[int, int]:
@@ -135,7 +135,7 @@ class TemporalGlobal:
         if valid > test:
             raise DataError(
                 f"The validation period starts at {valid}, after the test period at {test}; set "
-                "data.split.valid_from <= data.split.test_from."
+                "--config.split.valid_quantile <= --config.split.test_quantile."
             )
         return valid, test
 
@@ -155,8 +155,8 @@ class TemporalGlobal:
         ]
         if not len(merged[0]):
             raise DataError(
-                f"No user has two events before data.split.valid_from={valid_from}: nothing to "
-                "train on. Choose a later time or a larger data.split.valid_quantile."
+                f"No user has two events before {valid_from}, where validation starts: nothing to "
+                "train on. Choose a larger --config.split.valid_quantile."
             )
         return Split(*merged)
 
@@ -189,7 +189,7 @@ def make_split(name: str, **options) -> LeaveOneOut | FuxiOfficial | TemporalGlo
     """
     if name not in SPLITS:
         raise DataError(
-            f"data.split={name!r} is unknown; allowed are {', '.join(SPLITS)}."
+            f"split.kind={name!r} is unknown; allowed are {', '.join(SPLITS)}."
             + suggestion(name, SPLITS)
         )
     known = [field.name for field in dataclasses.fields(SPLITS[name])]

@@ -177,7 +177,7 @@ class Evaluator:
         if not arrays or not len(arrays["users"]):
             raise EvaluationError(
                 "No user with a known target was found in the evaluation batches; every user needs "
-                "at least two events (check the data file and the split, config key data.split)."
+                "at least two events (check the data file and the split, config keys split.*)."
             )
         order = np.argsort(arrays["users"], kind="stable")
         arrays = {name: values[order] for name, values in arrays.items()}
@@ -188,7 +188,7 @@ class Evaluator:
     ) -> Iterator[UserLists]:
         """The k best items per user, batch by batch (for `predictions`); targets may be 0."""
         if k < 1:
-            raise EvaluationError(f"k={k} must be at least 1 (flag or config key for top-k).")
+            raise EvaluationError(f"k={k} must be at least 1 (--config.predict.k).")
         for lists, _, _ in self._run(params, item_table, batches, k):
             yield lists
 
@@ -215,6 +215,14 @@ class Evaluator:
         _field(fields, "lengths")
         fields.setdefault("targets", np.zeros(len(users), np.int32))
         if self._mesh is not None:
+            ways = self._mesh.shape[self._axes[0]] if self._axes[0] else 1
+            total = len(users) * (jax.process_count() if ways > 1 else 1)
+            if total % ways:
+                raise EvaluationError(
+                    f"An evaluation batch has {total} rows, which cannot be divided over the "
+                    f"{ways} parts of the mesh's axis {self._axes[0]!r}; make "
+                    f"--config.evaluation.batch_size a multiple of {ways}."
+                )
             rows = NamedSharding(self._mesh, P(self._axes[0]))
             fields = {
                 name: jax.make_array_from_process_local_data(rows, np.asarray(value))

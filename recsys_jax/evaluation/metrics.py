@@ -132,7 +132,7 @@ def check_ks(ks: Iterable[int]) -> Sequence[int]:
     """Sorted distinct cut-offs; ValueError for anything below 1."""
     ks = sorted({int(k) for k in ks})
     if not ks or ks[0] < 1:
-        raise ValueError(f"Cut-offs must be positive integers, got {ks} (config key eval.ks).")
+        raise ValueError(f"Cut-offs must be positive integers, got {ks} (--config.evaluation.ks).")
     return ks
 
 

@@ -48,7 +48,7 @@ def write_predictions(
     if path.suffix not in FORMATS:
         raise PredictionError(
             f"Cannot write predictions to {path.name!r}: the file name must end in "
-            f"{' or '.join(FORMATS)} (flag for the prediction file)."
+            f"{' or '.join(FORMATS)} (--config.predict.output)."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")

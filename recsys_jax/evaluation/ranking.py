@@ -375,6 +375,6 @@ def _check(users, table, targets, history, allowed, k, num_items):
     if not 0 <= k <= num_items:
         raise ValueError(
             f"k={k} must lie between 0 and the number of items ({num_items}); lower k "
-            "(config key eval.k / flag for the list length)."
+            "(--config.predict.k)."
         )
     return int(num_items)

@@ -160,6 +160,9 @@ def test_damage_is_named_with_the_way_out(saved, damage):
         with pytest.raises(CorruptCheckpointError) as caught:
             store.restore(state)
         assert str(step) in str(caught.value) and "continues from step 1" in str(caught.value)
+        with opened(saved, writable=False) as reading:
+            with pytest.raises(CorruptCheckpointError, match="continues from step 1"):
+                reading.restore(state)
         shutil.rmtree(step)
     with opened(saved) as store:
         assert_equal(store.restore(state).state, make_state(make_mesh(), 1))

@@ -56,12 +56,28 @@ def test_second_holder_is_refused_and_kill_frees_the_directory(tmp_path):
 
 def test_other_config_is_refused_with_the_keys(tmp_path):
     Workdir.open(tmp_path, CONFIG).close()
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(WorkdirError, match="train.optimizer.learning_rate was 0.1, now 0.2"):
         Workdir.open(tmp_path, changed(optimizer={"learning_rate": 0.2}))
     with pytest.raises(WorkdirError, match="train.extra was '-', now 1"):
         Workdir.open(tmp_path, changed(extra=1))
     # A refusal changes nothing and keeps no lock.
     Workdir.open(tmp_path, CONFIG).close()
+
+
+def test_a_directory_in_which_nothing_was_computed_takes_the_corrected_config(tmp_path):
+    """A first start that failed over a mistyped path must not bind the directory to it."""
+    Workdir.open(tmp_path, CONFIG).close()
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "checkpoints" / "latest").mkdir(parents=True)
+    other = changed(optimizer={"learning_rate": 0.2})
+    with Workdir.open(tmp_path, other) as workdir:
+        assert workdir.read_config()["train"]["optimizer"]["learning_rate"] == 0.2
+    nested = tmp_path / "models" / "a" / "seed0" / "metrics.jsonl"
+    nested.parent.mkdir(parents=True)
+    nested.write_text("{}\n")
+    with pytest.raises(WorkdirError, match="learning_rate was 0.2, now 0.1"):
+        Workdir.open(tmp_path, CONFIG)
 
 
 def test_steps_may_grow_but_not_fall_behind_the_checkpoint(tmp_path):

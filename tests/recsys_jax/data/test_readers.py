@@ -257,6 +257,9 @@ def test_histories_for_prediction(tmp_path):
 def test_histories_with_unknown_items(tmp_path):
     vocabulary = Vocabulary(np.array(["", "a", "b"], dtype=object))
     path = write(tmp_path / "h.csv", "user_id,item_id\nu,a\nu,q\nv,q\nu,b\n")
+    numbers = write(tmp_path / "n.csv", "user_id,item_id\nu,7\nu,9\n")
+    with pytest.raises(DataError, match="n.csv row 3: item 9 was never seen"):
+        histories_from_file(numbers, Vocabulary(np.array([-1, 7, 10])))
     with pytest.raises(
         DataError, match=r"h.csv row 3: item 'q' was never seen in training .2 such events"
     ):

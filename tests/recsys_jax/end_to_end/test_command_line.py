@@ -123,14 +123,21 @@ def test_list_shows_every_configuration_and_help_is_there():
     assert "--workdir" in launch("--help").stdout
 
 
-def test_wrong_column_names_the_ones_there(trained, tmp_path):
+def test_a_wrong_column_names_the_ones_there_and_does_not_bind_the_directory(trained, tmp_path):
+    """From a folder that is not the checkout, as an installed project is used."""
     _, log, _ = trained
+    few = ("--config.train.steps=2", f"--workdir={tmp_path / 'w'}")
     arguments = columns(log)
     arguments[1] = "--config.data.columns.user=custmer"
-    done = launch(CONFIG, *arguments, f"--workdir={tmp_path / 'w'}")
+    done = launch(CONFIG, *arguments, *few, cwd=tmp_path)
     assert done.returncode == 2
     assert "custmer" in done.stderr and "customer" in done.stderr
     assert "Traceback" not in done.stderr
+    done = launch(CONFIG, *columns(log), *few, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    # Now there is something to lose.
+    done = launch(CONFIG, *columns(log), *few, "--config.batch.max_len=9", cwd=tmp_path)
+    assert done.returncode == 2 and "batch.max_len was 50, now 9" in done.stderr
 
 
 def test_training_from_shards_equals_training_in_memory(trained, tmp_path):

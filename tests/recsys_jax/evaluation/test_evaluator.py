@@ -210,3 +210,10 @@ def test_errors():
         evaluate(encode, bad, table_of, batches)
     with pytest.raises(EvaluationError, match="vectors of 8 users are not finite .first: user 0"):
         evaluate(encode, bad, lambda _: params["table"], batches)
+
+
+def test_rows_that_do_not_fit_the_mesh_name_the_key():
+    params, batches = make(rows=15)
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    with pytest.raises(EvaluationError, match="15 rows.*evaluation.batch_size a multiple of 2"):
+        evaluate(encode, params, table_of, batches, mesh=mesh)
