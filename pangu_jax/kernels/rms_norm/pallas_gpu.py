@@ -80,8 +80,8 @@ def _inverse_rms(row, name):
 
 def _norm_body(row, sums):
     inverse = _inverse_rms(row, "x")
-    for n, gain in enumerate(row.gains["gain"]):
-        row.write("x", n, row.read("x", n) * inverse * gain)
+    for n in range(len(row.chunks)):
+        row.write("x", n, row.read("x", n) * inverse * row.gain("gain", n))
     return sums
 
 
@@ -91,23 +91,21 @@ def _step_body(row, sums, post):
     def stream_squared(n):
         branch = row.read("branch", n)
         if post:
-            branch = branch * inverse * row.gains["post"][n]
+            branch = branch * inverse * row.gain("post", n)
         # The second norm sees the rounded stream.
         return (row.write("x", n, row.read("x", n) + branch) ** 2,)
 
     (square,) = row.means(stream_squared)
     inverse_next = row.inverse(square)
-    for n, gain in enumerate(row.gains["gain"]):
-        row.write("branch", n, row.read("x", n) * inverse_next * gain)
+    for n in range(len(row.chunks)):
+        row.write("branch", n, row.read("x", n) * inverse_next * row.gain("gain", n))
     return sums
 
 
 def _norm_gradient_body(row, sums):
-    gain = row.gains["gain"]
-
     def terms(n):
         x = row.read("x", n)
-        return x * x, row.read("dy", n) * gain[n] * x
+        return x * x, row.read("dy", n) * row.gain("gain", n) * x
 
     square, product = row.means(terms)
     inverse = row.inverse(square)
@@ -116,16 +114,16 @@ def _norm_gradient_body(row, sums):
     for n, total in enumerate(sums["gain"]):
         x, dy = row.read("x", n), row.read("dy", n)
         totals.append(total + dy * (x * inverse))
-        row.write("dy", n, dy * gain[n] * inverse - x * factor)
+        row.write("dy", n, dy * row.gain("gain", n) * inverse - x * factor)
     return {"gain": totals}
 
 
 def _step_gradient_body(row, sums, post):
-    gain, totals = row.gains["gain"], {name: list(chunks) for name, chunks in sums.items()}
+    totals = {name: list(chunks) for name, chunks in sums.items()}
 
     def terms(n):
         stream = row.read("stream", n)
-        pair = stream * stream, row.read("d_following", n) * gain[n] * stream
+        pair = stream * stream, row.read("d_following", n) * row.gain("gain", n) * stream
         return (*pair, row.read("branch", n) ** 2) if post else pair
 
     square, product, *square_b = row.means(terms)
@@ -136,28 +134,27 @@ def _step_gradient_body(row, sums, post):
     def through_stream(n):
         stream, d_following = row.read("stream", n), row.read("d_following", n)
         totals["gain"][n] += d_following * (stream * inverse)
-        value = d_following * gain[n] * inverse - stream * factor + row.read("d_stream", n)
+        value = d_following * row.gain("gain", n) * inverse - stream * factor
+        value = value + row.read("d_stream", n)
         # From here on rounded, as the unfused operations have it.
         return row.write("d_stream", n, value)
 
     if not post:
-        for n in range(len(gain)):
+        for n in range(len(row.chunks)):
             through_stream(n)
         return totals
-    post_gain = row.gains["post"]
 
     def terms_b(n):
         d_stream, branch = through_stream(n), row.read("branch", n)
         weighted = d_stream * branch
         totals["post"][n] += weighted * inverse_b
-        return (weighted * post_gain[n],)
+        return (weighted * row.gain("post", n),)
 
     (product_b,) = row.means(terms_b)
     factor_b = product_b * inverse_b * inverse_b * inverse_b
-    for n in range(len(gain)):
-        value = (
-            row.read("d_stream", n) * post_gain[n] * inverse_b - row.read("branch", n) * factor_b
-        )
+    for n in range(len(row.chunks)):
+        value = row.read("d_stream", n) * row.gain("post", n) * inverse_b
+        value = value - row.read("branch", n) * factor_b
         row.write("branch", n, value)
     return totals
 

@@ -33,8 +33,9 @@ _WARPS = 4
 _PROCESSORS = 132  # Multiprocessors of a Hopper GPU.
 _SHARED_BYTES = 208 * 1024  # Of 227 KiB per multiprocessor, less a margin for each block.
 _REGISTERS = 65536  # Per multiprocessor.
-# Registers of a thread beside gains, sums and the addresses: as ptxas reports, rounded up.
-_WORKING_REGISTERS = 56
+# Registers of a thread beside gains and sums, about as ptxas reports.
+_WORKING_REGISTERS = 48
+_MAX_KEPT = 96  # Registers of a thread for gains and sums together.
 _MAX_LINES = 32  # Of a slice: registers of a thread per gain or sum.
 _MAX_GROUPS = 8
 _MAX_BLOCKS = 8  # Per multiprocessor.
@@ -88,27 +89,35 @@ def _evenness(lines):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a kernel divides the rows: blocks of `share` rows, `stages` rows in flight in each."""
+    """How a kernel divides the rows: blocks of `share` rows, `stages` rows in flight in each.
+
+    gains_kept: whether the gains stay in registers, or come from the second-level cache each time.
+    """
 
     share: int
     blocks: int
     stages: int
+    gains_kept: bool
 
 
-def plan(spec: Spec, arrays: int, kept: int) -> Plan:
+def plan(spec: Spec, arrays: int, gains: int, sums: int) -> Plan:
     """Blocks per multiprocessor by registers and shared memory, then the depth of the ring.
 
     Args:
       spec: static facts.
       arrays: arrays of rows that are read.
-      kept: gains and sums that stay in registers.
+      gains: gains.
+      sums: sums over the rows, which stay in registers.
 
     Raises:
       NotImplementedError: if one row does not fit.
     """
     row = arrays * spec.lines * LANES * spec.dtype.itemsize
     threads = spec.groups * LANES
-    registers = -(-(kept * spec.slice + _WORKING_REGISTERS) // 8) * 8
+    gains_kept = (gains + sums) * spec.slice <= _MAX_KEPT
+    # ptxas holds a sum twice while it is renewed.
+    registers = (gains * gains_kept + 2 * sums) * spec.slice + _WORKING_REGISTERS
+    registers = min(255, -(-registers // 8) * 8)
     per_processor = max(1, min(_MAX_BLOCKS, _REGISTERS // (threads * registers)))
     while per_processor > 1 and 2 * row * per_processor > _SHARED_BYTES:
         per_processor -= 1
@@ -118,7 +127,7 @@ def plan(spec: Spec, arrays: int, kept: int) -> Plan:
         raise NotImplementedError(
             f"width {spec.lines * LANES} exceeds the shared memory of a block"
         )
-    return Plan(share, -(-spec.rows // share), stages)
+    return Plan(share, -(-spec.rows // share), stages, gains_kept)
 
 
 def _store_warp_sums(ref, values):
@@ -155,12 +164,12 @@ def _store_warp_sums(ref, values):
 class Row:
     """One row in shared memory, as a warpgroup sees it: its slice, chunk by chunk."""
 
-    def __init__(self, spec: Spec, slots, gains, meeting):
+    def __init__(self, spec: Spec, slots, gain, meeting):
         self._spec = spec
         self._slots = slots
         self._meeting = meeting
         self._sums_taken = 0
-        self.gains = gains
+        self.gain = gain  # (name, number of the chunk) -> float32 [lines, 128]
         self.chunks = spec.chunks
 
     def read(self, name: str, n: int) -> jax.Array:
@@ -252,7 +261,7 @@ def over_rows(
       NotImplementedError: for widths that do not fit.
     """
     shape = (spec.groups, spec.slice, LANES)
-    how = plan(spec, len(rows), len(gains) + len(sums))
+    how = plan(spec, len(rows), len(gains), len(sums))
     stages = how.stages
 
     def kernel(*refs):
@@ -280,17 +289,20 @@ def over_rows(
             def _start(slot=slot):
                 issue(first + slot, slot)
 
-        # Read while the first rows are on their way.
-        kept = {
-            name: [_read(spec, ref.at[group], c, optimized=False) for c in spec.chunks]
-            for name, ref in gain_refs.items()
-        }
+        def gain(name, n):
+            return _read(spec, gain_refs[name].at[group], spec.chunks[n], optimized=False)
+
+        if how.gains_kept:  # Read while the first rows are on their way.
+            kept = {name: [gain(name, n) for n in range(len(spec.chunks))] for name in gains}
+
+            def gain(name, n):
+                return kept[name][n]
 
         def step(t, carry):
             slot = lax.rem(t - first, jnp.int32(stages))
             plgpu.barrier_wait(barrier(slot))
             place = {name: slots[name].at[slot, group] for name in rows}
-            row = Row(spec, place, kept, (partial, meet, (t - first) * means, group))
+            row = Row(spec, place, gain, (partial, meet, (t - first) * means, group))
             carry = body(row, carry)
             plgpu.commit_smem()
             for name in outputs:

@@ -107,9 +107,9 @@ def test_chunks_of_the_groups_cover_a_row_once(lines):
 
 
 @pytest.mark.parametrize("rows", [1, 131, 132, 133, 8192, 10001])
-@pytest.mark.parametrize("arrays, kept", [(1, 1), (4, 4)])
-def test_blocks_cover_the_rows(rows, arrays, kept):
-    how = pallas_gpu_rows.plan(spec_of(60, rows, "bfloat16"), arrays, kept)
+@pytest.mark.parametrize("arrays, gains, sums", [(1, 1, 0), (4, 2, 2)])
+def test_blocks_cover_the_rows(rows, arrays, gains, sums):
+    how = pallas_gpu_rows.plan(spec_of(60, rows, "bfloat16"), arrays, gains, sums)
     assert how.share * (how.blocks - 1) < rows <= how.share * how.blocks
 
 
@@ -117,8 +117,8 @@ def test_blocks_cover_the_rows(rows, arrays, kept):
 def test_enough_rows_are_in_flight(lines):
     """Half of the 64 KiB per multiprocessor that a memory this fast needs, at the very least."""
     spec = spec_of(lines, 8192, "bfloat16")
-    for arrays, kept in ((1, 1), (2, 2), (2, 2), (4, 4)):
-        how = pallas_gpu_rows.plan(spec, arrays, kept)
+    for arrays, gains, sums in ((1, 1, 0), (2, 1, 1), (2, 2, 0), (3, 1, 1), (4, 2, 2)):
+        how = pallas_gpu_rows.plan(spec, arrays, gains, sums)
         assert how.stages >= 2
         per_processor = how.blocks / 132
         ahead = (how.stages - 1) * per_processor * arrays * lines * 128 * 2
