@@ -118,7 +118,7 @@ def histories_from_file(
 
 
 def _read_table(path: Path, kind: str, columns: Columns, separator: str) -> tuple:
-    frame = scan_table(path, kind, separator).collect()
+    frame = scan_table(path, kind, separator, key="predict.histories").collect()
     require_columns(frame.columns, {"user": columns.user, "item": columns.item}, str(path))
     first = 2 if kind == "csv" else 1
     users = check_ids(id_column(frame[columns.user]), "user", str(path), first)
@@ -130,7 +130,7 @@ def _read_table(path: Path, kind: str, columns: Columns, separator: str) -> tupl
 
 def _read_jsonl(path: Path) -> tuple:
     if not path.is_file():
-        raise DataError(f"There is no file {path}.")
+        raise DataError(f"There is no file {path}; set --config.predict.histories.")
     users, items, times, rows = [], [], [], []
     line_of: dict[Any, int] = {}
     with open(path, encoding="utf-8") as handle:

@@ -29,7 +29,7 @@ from recsys_jax.data.array_record_sequences import (
 )
 from recsys_jax.data.errors import DataError, DataWarning
 from recsys_jax.data.load import Columns
-from recsys_jax.data.tables import require_columns, scan_table
+from recsys_jax.data.out_of_core_input import files_of, open_columns, readable
 
 if TYPE_CHECKING:
     import polars as pl
@@ -79,7 +79,7 @@ def preprocess(
     if not time_scale > 0:
         raise DataError(f"data.time_scale must be positive, got {time_scale}.")
     settings = {
-        "files": [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in _files(path)],
+        "files": [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files_of(path)],
         "columns": dataclasses.asdict(columns),
         "options": [kind, separator, float(time_scale), int(min_user_events), int(shard_events)],
     }
@@ -91,32 +91,21 @@ def preprocess(
             return ArrayRecordSequences(folder)
         work.mkdir(exist_ok=True)
         _write_json(work / "fingerprint.json", fingerprint)
-        frame = scan_table(path, kind, separator, infer_rows=10_000)
-        first_row = 2 if kind == "csv" else 1
-        wanted = {r: getattr(columns, r) for r in ("user", "item", "timestamp")}
-        require_columns(frame.collect_schema().names(), wanted, str(path))
-        frame = _typed(
-            frame.select(**{role: name for role, name in wanted.items()}), str(path), first_row
-        )
         try:
-            _count(frame, work, str(path), first_row, min_user_events, report)
-            plan = _plan(work, shard_events)
-            histogram = _partition(frame, work, plan, time_scale, report)
-        except _polars_error() as error:
-            raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+            with readable(path):
+                frame, first_row = open_columns(path, kind, separator, columns)
+                _count(frame, work, str(path), first_row, min_user_events, report)
+                plan = _plan(work, shard_events)
+                histogram = _partition(frame, work, plan, time_scale, report)
+        except DataError:
+            # Of a log that cannot be used nothing is worth keeping, and the corrected one may
+            # have the folder.
+            shutil.rmtree(work)
+            raise
         shards = _shards(folder, work, plan, report)
         _finish(folder, work, plan, shards, histogram, fingerprint, path.stem)
         shutil.rmtree(work)
     return ArrayRecordSequences(folder)
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        return sorted(p for p in path.iterdir() if p.is_file())
-    found = sorted(path.parent.glob(path.name))
-    if not found:
-        raise DataError(f"There is no file {path}; set --config.data.path.")
-    return found
 
 
 def _same_or_refuse(folder: Path, work: Path, fingerprint: str, overwrite: bool) -> bool:
@@ -132,48 +121,15 @@ def _same_or_refuse(folder: Path, work: Path, fingerprint: str, overwrite: bool)
         return False
     if not overwrite:
         raise DataError(
-            f"{folder} holds the result of another log or of other settings; choose an empty "
-            "folder, or pass overwrite=True to replace it."
+            f"{folder} holds the result of another log or of other settings; set "
+            "--config.data.shards to an empty folder, or delete this one (in Python: "
+            "overwrite=True)."
         )
     other.unlink()
     shutil.rmtree(work, ignore_errors=True)
     for shard in folder.glob("shard-*.array_record"):
         shard.unlink()
     return False
-
-
-def _polars_error() -> type[Exception]:
-    import polars as pl
-
-    return pl.exceptions.PolarsError
-
-
-def _typed(frame: pl.LazyFrame, source: str, first_row: int) -> pl.LazyFrame:
-    """Ids as Int64 or String, times as Int64 or Float64."""
-    import polars as pl
-
-    schema = frame.collect_schema()
-    casts = []
-    for role in ("user", "item"):
-        casts.append(pl.col(role).cast(pl.Int64 if schema[role].is_integer() else pl.String))
-    time = schema["timestamp"]
-    if time in (pl.Date, pl.Datetime):
-        casts.append(pl.col("timestamp").cast(pl.Datetime("us")).dt.epoch("s"))
-    elif time.is_integer():
-        casts.append(pl.col("timestamp").cast(pl.Int64))
-    elif time.is_float():
-        casts.append(pl.col("timestamp").cast(pl.Float64))
-    else:
-        number = pl.col("timestamp").cast(pl.Float64, strict=False)
-        bad = frame.select("timestamp").with_row_index("row").filter(number.is_null())
-        row = bad.head(1).collect(engine="streaming")
-        if len(row):
-            raise DataError(
-                f"{source} row {row['row'][0] + first_row}: timestamp {row['timestamp'][0]!r} is "
-                "not a number. Times must be numbers >= 0."
-            )
-        casts.append(number)
-    return frame.with_columns(casts)
 
 
 def _count(

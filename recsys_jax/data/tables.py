@@ -19,13 +19,18 @@ KINDS = ("csv", "parquet")
 
 
 def scan_table(
-    path: str | Path, kind: str, separator: str = ",", infer_rows: int | None = None
+    path: str | Path,
+    kind: str,
+    separator: str = ",",
+    infer_rows: int | None = None,
+    key: str = "data.path",
 ) -> pl.LazyFrame:
     """A lazy frame over a CSV or Parquet file (or a folder or glob of them).
 
     infer_rows: how many rows decide the types of CSV columns. None takes all, so that a late 'x'
     makes an integer column a text column, which the checks then report with its row; it costs
-    one more pass with the file in memory.
+      one more pass with the file in memory.
+    key: the config key that names the file, for messages.
 
     Raises:
       DataError: no such file, empty file, a file that is not of this kind.
@@ -34,7 +39,7 @@ def scan_table(
 
     path = Path(path)
     if "*" not in path.name and not path.exists():
-        raise DataError(f"There is no file {path}; set --config.data.path.")
+        raise DataError(f"There is no file {path}; set --config.{key}.")
     if path.is_file() and path.stat().st_size == 0:
         raise DataError(f"{path} is empty.")
     if path.is_dir():
@@ -88,7 +93,7 @@ def read_table_log(
         "name": Path(path).stem,
     }
     if catalogue:
-        table = scan_table(catalogue, kind, separator)
+        table = scan_table(catalogue, kind, separator, key="data.catalogue")
         wanted = {"item": columns.item} | ({"title": columns.title} if columns.title else {})
         require_columns(table.collect_schema().names(), wanted, catalogue)
         table = table.select(list(wanted.values())).collect()

@@ -39,22 +39,22 @@ def silu_attention_pallas_gpu(
     scale: float,
     bias: str,
     packed: bool,
-    lookup: str = "select",
+    lookup: str = "auto",
     interpret: bool = False,
 ) -> SiluAttentionOutput:
     """`silu_attention` (see api.py) on one Hopper GPU; differentiable in q, k, v and both tables.
 
     Args: as in `silu_attention`, checked there.
-      packed: not used: rows are masked by segment and tiles skipped by segment in any case.
-      lookup: 'select' or 'gather', how the time table is read in the kernel (see
-        pallas_gpu_common.time_bias); meant to agree exactly. 'gather' compiles, but interpret
-        mode replaces its shared-memory reads by jnp.take.
+      packed: without it pairs are masked by causality alone (see pallas_gpu_common.visible); tiles
+        are skipped by segment in any case.
+      lookup: 'auto', 'select' or 'gather', how the time table is read in the kernel (see
+        pallas_gpu_common.time_bias); meant to agree exactly. Interpret mode replaces the
+        shared-memory reads of 'gather' by jnp.take.
       interpret: run on CPU in Mosaic GPU interpret mode (tests only; also takes float32).
 
     Raises:
       NotImplementedError: for types, head widths or devices the kernel does not serve.
     """
-    del packed
     mosaic_gpu.check_supported(v, interpret)
     spec = common.Spec(
         added=bias == "added",
@@ -70,6 +70,7 @@ def silu_attention_pallas_gpu(
         width_v=mosaic_gpu.pad_width(v.shape[3]),
         num_buckets=0 if time_weights is None else time_weights.shape[0] - 1,
         lookup=lookup,
+        packed=packed,
         interpret=interpret,
     )
     tensors = {"v": v} if q is None else {"q": q, "k": k, "v": v}
@@ -133,7 +134,7 @@ def _attention_backward(spec, residuals, cotangents):
             gradients["q"] = _unpad(rows[0], tensors["q"])
         if spec.time:
             size = tables["time"].shape[0]
-            dw = jnp.pad(rows[1], (0, max(0, size - common.TABLE)))[:size]
+            dw = jnp.pad(rows[1], (0, max(0, size - rows[1].shape[0])))[:size]
             table_gradients["time"] = dw.astype(tables["time"].dtype)
     transposed = None if toeplitz is None else jnp.swapaxes(toeplitz, 1, 2)
     dk, dv = backward_kernels.key_gradients(

@@ -21,16 +21,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pangu_jax.kernels import mosaic_gpu
 from recsys_jax.kernels.silu_attention import pallas_gpu_common as common
 
-TILE, TABLE = mosaic_gpu.TILE, common.TABLE
-
-
-def _silu_gradient(spec, mask, s, da):
-    sig = common.sigmoid(s)
-    return jnp.where(mask, da * sig * (1.0 + s * (1.0 - sig)) * spec.scale, 0.0)
-
-
-def _silu(spec, mask, s):
-    return jnp.where(mask, s * common.sigmoid(s) * spec.scale, 0.0)
+TILE = mosaic_gpu.TILE
 
 
 class _Tile:
@@ -38,10 +29,7 @@ class _Tile:
 
     def __init__(self, ops, spec, refs, query_meta, key_meta, b, i, j, query_axis):
         key_axis = 1 - query_axis
-        self.mask = common.visible(
-            ops, ops.vector(query_meta.at[0], query_axis), ops.vector(key_meta.at[0], key_axis),
-            i, j, query_axis,
-        )  # fmt: skip
+        self.mask = common.visible(ops, spec, query_meta.at[0], key_meta.at[0], i, j, query_axis)
         self.dt = self.time = self.position = self.bias = None
         if spec.time:
             self.dt = common.time_difference(
@@ -69,12 +57,19 @@ class _Tile:
             self.position = self._ops.matrix(self._refs["toeplitz"].at[self._delta])
         return self.position
 
-    def shift(self, s):
-        """Pre-activation: s plus the biases, in 'added' mode."""
+    def activate(self, s):
+        """Pre-activation (s, plus the biases in 'added' mode) -> what SiLU is made of."""
         if self._spec.added:
             for bias in (self.time, self.position):
                 s = s if bias is None else s + bias
-        return s
+        return common.half_and_tanh(s)
+
+    def silu(self, parts):
+        return jnp.where(self.mask, common.silu(self._spec, *parts), 0.0)
+
+    def silu_gradient(self, parts, da):
+        """Gradient of the pre-activation."""
+        return jnp.where(self.mask, da * common.silu_gradient(self._spec, *parts), 0.0)
 
 
 def _named(spec, prepared, table, toeplitz, **tensors):
@@ -145,7 +140,7 @@ def row_gradients(spec, prepared, q, k, v, g_sem, g_time, table, toeplitz):
     copies = _copy_counter(operands, group)
     own = _tensor_scratch(spec, operands, ("q", "g_sem", "g_time"), group)
     streamed = _tensor_scratch(spec, operands, ("k", "v"), group)
-    stages = common.fit_stages(spec, own, streamed, extra=TABLE * TILE * 4 if spec.time else 0)
+    stages = common.fit_stages(spec, own, streamed)
     streamed = _tensor_scratch(spec, operands, ("k", "v"), group, (stages,))
 
     def body(refs, outs, scratch):
@@ -160,8 +155,6 @@ def row_gradients(spec, prepared, q, k, v, g_sem, g_time, table, toeplitz):
         plgpu.copy_gmem_to_smem(refs["meta"].at[b, i], scratch["own_meta"], barrier)
         for name in own:
             common.copy_in(refs[name], g, group, b, rows, scratch[name], barrier)
-        if spec.time:
-            scratch["dw"][...] = jnp.zeros((TABLE, TILE), jnp.float32)
         plgpu.barrier_wait(barrier)
 
         def issue(j, slot):
@@ -170,6 +163,8 @@ def row_gradients(spec, prepared, q, k, v, g_sem, g_time, table, toeplitz):
             plgpu.copy_gmem_to_smem(refs["meta"].at[b, j], scratch["meta"].at[slot], ready)
             for name in streamed:
                 common.copy_in(refs[name], g, group, b, source, scratch[name].at[slot], ready)
+
+        buckets = common.BucketSums(ops) if spec.time else None
 
         def compute(*dq):
             ops.clear(*dq)
@@ -186,9 +181,9 @@ def row_gradients(spec, prepared, q, k, v, g_sem, g_time, table, toeplitz):
                     tile.load_position()
                 dt_sum = None
                 for h in range(group if spec.semantic else 0):
-                    s = tile.shift(ops.product([(scratch["q"].at[h], keys.at[h])]))
+                    parts = tile.activate(ops.product([(scratch["q"].at[h], keys.at[h])]))
                     da = ops.product([(scratch["g_sem"].at[h], values.at[h])])
-                    ds = _silu_gradient(spec, tile.mask, s, da)
+                    ds = tile.silu_gradient(parts, da)
                     ops.mma(dq[h], ds.astype(spec.dtype), keys.at[h])
                     if spec.added:
                         dt_sum = ds if dt_sum is None else dt_sum + ds
@@ -196,26 +191,24 @@ def row_gradients(spec, prepared, q, k, v, g_sem, g_time, table, toeplitz):
                     pairs = [(scratch["g_time"].at[h], values.at[h]) for h in range(group)]
                     dt_sum = jnp.where(tile.mask, ops.product(pairs), 0.0)
                 if spec.time:
-                    _add_by_bucket(ops, scratch["dw"], dt_sum, tile, refs["theta"])
+                    return buckets.add(carry, dt_sum, tile.dt, tile.low, tile.high, refs["theta"])
                 return carry
 
-            mosaic_gpu.ring(ops, first, last, stages, issue, consume)
+            start = buckets.start() if spec.time else None
+            dw = mosaic_gpu.ring(ops, first, last, stages, issue, consume, start)
             ops.wait()
-            return [acc[...] for acc in dq]
+            return [acc[...] for acc in dq], dw
 
         count = group if spec.semantic else 0
-        results = pl.run_scoped(compute, *[ops.accumulator(spec.width_qk)] * count)
+        results, dw = pl.run_scoped(compute, *[ops.accumulator(spec.width_qk)] * count)
         for h in range(count):
             # q is no longer needed; its shared memory carries the result out.
             scratch["q"].at[h][...] = results[h].astype(spec.dtype)
-        if spec.time:
-            plgpu.commit_smem()
-            scratch["dw_sum"][...] = ops.matrix(scratch["dw"]).sum(axis=1)
+        for row in range(buckets.rows if spec.time else 0):
+            dw_out.at[b, g, i, row][...] = dw[row]
         plgpu.commit_smem()
         if spec.semantic:
             common.copy_out(scratch["q"], dq_out, g, group, b, rows)
-        if spec.time:
-            plgpu.copy_smem_to_gmem(scratch["dw_sum"], dw_out.at[b, g, i])
         plgpu.wait_smem_to_gmem(0)
 
     scratch = {
@@ -229,29 +222,13 @@ def row_gradients(spec, prepared, q, k, v, g_sem, g_time, table, toeplitz):
     if spec.semantic:
         out_type.append(mosaic_gpu.struct(q.shape, spec.dtype))
     if spec.time:
-        scratch["dw"] = plgpu.SMEM((TABLE, TILE), jnp.float32)
-        scratch["dw_sum"] = plgpu.SMEM((TABLE,), jnp.float32)
-        out_type.append(mosaic_gpu.struct((spec.batch, groups, c, TABLE), jnp.float32))
+        lanes = (common.BucketSums.rows, common.THREADS)
+        out_type.append(mosaic_gpu.struct((spec.batch, groups, c, *lanes), jnp.float32))
     outs = list(
         _call(spec, body, (c, groups, spec.batch), ("i", "g", "b"), operands, out_type, scratch)
     )
     dq = outs.pop(0) if spec.semantic else None
-    return dq, outs.pop(0).sum((0, 1, 2)) if spec.time else None
-
-
-def _add_by_bucket(ops, dw, values, tile, theta):
-    """dw[c] += row sums of `values` where the bucket is c, for the buckets of the tile."""
-
-    def step(c, carry):
-        inside = (tile.dt >= theta[c]) & (tile.dt < theta[c + 1])
-        old = ops.row_vector(dw.at[c])
-        new = old + jnp.where(inside, values, 0.0).sum(axis=1)
-        # Four lanes hold each row: none may store before the others have read.
-        plgpu.commit_smem()
-        dw.at[c][...] = new
-        return carry
-
-    lax.fori_loop(tile.low, tile.high + 1, step, None)
+    return dq, common.BucketSums.by_bucket(outs.pop(0)) if spec.time else None
 
 
 def key_gradients(spec, prepared, q, k, v, g_sem, g_time, g_pos, table, toeplitz):
@@ -310,10 +287,10 @@ def key_gradients(spec, prepared, q, k, v, g_sem, g_time, g_pos, table, toeplitz
                             ops.mma(dv[h], bias, moved[name].at[h])
                 for h in range(group if spec.semantic else 0):
                     g_h = moved["g_sem"].at[h]
-                    s = tile.shift(ops.product([(scratch["k"].at[h], moved["q"].at[h])]))
+                    parts = tile.activate(ops.product([(scratch["k"].at[h], moved["q"].at[h])]))
                     da = ops.product([(scratch["v"].at[h], g_h)])
-                    ops.mma(dv[h], _silu(spec, tile.mask, s).astype(spec.dtype), g_h)
-                    ds = _silu_gradient(spec, tile.mask, s, da)
+                    ops.mma(dv[h], tile.silu(parts).astype(spec.dtype), g_h)
+                    ds = tile.silu_gradient(parts, da)
                     ops.mma(dk[h], ds.astype(spec.dtype), moved["q"].at[h])
                 return carry
 
@@ -408,9 +385,9 @@ def position_gradient(spec, prepared, q, k, v, g_sem, g_pos, table, toeplitz, le
             tile.load_time()
             tile.load_position()
             for h in range(group):
-                s = tile.shift(ops.product([(moved["q"].at[h], moved["k"].at[h])]))
+                parts = tile.activate(ops.product([(moved["q"].at[h], moved["k"].at[h])]))
                 da = ops.product([(moved["g_sem"].at[h], moved["v"].at[h])])
-                total = total + _silu_gradient(spec, tile.mask, s, da)
+                total = total + tile.silu_gradient(parts, da)
             return total
 
         steps = per_share * groups * diagonal

@@ -73,9 +73,7 @@ def forward(spec: common.Spec, prepared, q, k, v, table, toeplitz):
             def consume(j, slot, carry):
                 plgpu.barrier_wait(scratch["ready"].at[slot])
                 own_meta, meta = scratch["own_meta"], scratch["meta"].at[slot]
-                mask = common.visible(
-                    ops, ops.vector(own_meta.at[0], 0), ops.vector(meta.at[0], 1), i, j, 0
-                )
+                mask = common.visible(ops, spec, own_meta.at[0], meta.at[0], i, j, 0)
                 time = position = None
                 if spec.time:
                     dt = common.time_difference(
@@ -95,6 +93,11 @@ def forward(spec: common.Spec, prepared, q, k, v, table, toeplitz):
                 bias = None
                 if spec.added:
                     bias = sum(x for x in (time, position) if x is not None)
+                weights = [
+                    (out, jnp.where(mask, tile, 0.0).astype(spec.dtype))
+                    for out, tile in zip(sums[1:], (time, position), strict=True)
+                    if out is not None
+                ]
                 for h in range(group):
                     values = scratch["v"].at[slot, h]
                     if spec.semantic:
@@ -102,12 +105,10 @@ def forward(spec: common.Spec, prepared, q, k, v, table, toeplitz):
                         s = ops.product([(scratch["q"].at[h], keys)])
                         if bias is not None and not isinstance(bias, int):
                             s = s + bias
-                        a = jnp.where(mask, s * common.sigmoid(s) * spec.scale, 0.0)
+                        a = jnp.where(mask, common.silu(spec, *common.half_and_tanh(s)), 0.0)
                         ops.mma(sums[0][h], a.astype(spec.dtype), values)
-                    for out, tile in ((sums[1], time), (sums[2], position)):
-                        if out is not None:
-                            tile = jnp.where(mask, tile, 0.0).astype(spec.dtype)
-                            ops.mma(out[h], tile, values)
+                    for out, tile in weights:
+                        ops.mma(out[h], tile, values)
                 return carry
 
             mosaic_gpu.ring(ops, first, last, stages, issue, consume)

@@ -197,3 +197,6 @@ def test_bad_logs(tmp_path, text, message):
     (tmp_path / "log.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         lib.preprocess(tmp_path / "log.csv", tmp_path / "out")
+    # The corrected log may have the folder.
+    (tmp_path / "log.csv").write_text(HEAD + "1,1,5\n1,2,6\n")
+    assert lib.preprocess(tmp_path / "log.csv", tmp_path / "out").num_users == 1

@@ -271,6 +271,9 @@ def test_histories_with_unknown_items(tmp_path):
     with pytest.raises(DataError, match="none of the 1 users"):
         path = write(tmp_path / "g.csv", "user_id,item_id\nu,q\n")
         histories_from_file(path, vocabulary, unknown="skip")
+    for name in ("none.csv", "none.jsonl"):
+        with pytest.raises(DataError, match="no file .*none.*--config.predict.histories"):
+            histories_from_file(tmp_path / name, vocabulary)
     for name, text, message in (
         ("h.txt", "", "must end in one of .csv"),
         ("e.csv", "user_id,item_id\n", "holds no histories"),

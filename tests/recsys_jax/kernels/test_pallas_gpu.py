@@ -26,9 +26,14 @@ ARGUMENTS = ("q", "k", "v", "position_weights", "time_weights")
 TILE = common.TILE
 
 
-def packed_segments(rng, batch, n):
+def packed_segments(rng, batch, n, packed):
     """Row 0 packs several segments, row 1 has one short segment, later rows vary in length."""
     segments = np.zeros((batch, n), np.int32)
+    if not packed:
+        segments[0, : n // 2 + 1] = 1
+        for row in range(1, batch):
+            segments[row, : max(0, n - 7 * row)] = 1
+        return segments
     cuts = np.sort(rng.integers(0, n + 1, 3))
     for segment, (a, b) in enumerate(zip([0, *cuts[:-1]], cuts, strict=True), 1):
         segments[0, a:b] = segment
@@ -39,11 +44,11 @@ def packed_segments(rng, batch, n):
 
 def make(
     seed, batch, n, heads, width_qk, width_v, *, semantic=True, time=True, position=True,
-    num_buckets=128, table_length=None, max_gap=5000,
+    num_buckets=128, table_length=None, max_gap=5000, packed=True,
 ):  # fmt: skip
     """Random arguments; about a third of the events share the second of their neighbour."""
     rng = np.random.default_rng(seed)
-    segments = packed_segments(rng, batch, n)
+    segments = packed_segments(rng, batch, n, packed)
     gaps = rng.integers(0, max_gap, (batch, n)) * (rng.random((batch, n)) < 0.7)
     timestamps = np.cumsum(gaps, 1).astype(np.int32)
     query_times = np.concatenate([timestamps[:, 1:], timestamps[:, -1:] + 7], 1).astype(np.int32)
@@ -96,6 +101,7 @@ def assert_near(got, want, tolerance, what):
 
 
 INTERPRET = {
+    "unpacked": ({"n": 70, "heads": 2, "width_qk": 5, "width_v": 6}, {"packed": False}),
     # Three tiles through two ring slots; the padded width 128 makes two head groups forward.
     "separate": ({"n": 130, "heads": 2, "width_qk": 5, "width_v": 66}, {}),
     "added": ({"n": 70, "heads": 2, "width_qk": 7, "width_v": 3}, {"bias": "added"}),
@@ -113,7 +119,7 @@ INTERPRET = {
 @pytest.mark.parametrize("name", INTERPRET)
 def test_interpret_matches_float64_reference(name):
     sizes, options = INTERPRET[name]
-    inputs, fixed = make(0, 2, **sizes)
+    inputs, fixed = make(0, 2, **sizes, packed=options.get("packed", True))
     want = reference64(inputs, fixed, bias=options.get("bias", "separate"))
     inputs = {key: jnp.asarray(x, jnp.float32) for key, x in inputs.items()}
     kernel = functools.partial(silu_attention_pallas_gpu, interpret=True)
@@ -178,7 +184,7 @@ def test_packed_rows_skip_tiles_of_other_segments():
     np.testing.assert_array_equal(span, np.stack([own, own + 1, own, own + 1], 1))
 
 
-@pytest.mark.parametrize("lookup", ["select", "gather"])
+@pytest.mark.parametrize("lookup", ["select", "gather", "auto"])
 @pytest.mark.parametrize("num_buckets", [0, 1, 7, 71, 128])
 def test_bias_tile_is_the_exact_bucket(lookup, num_buckets):
     theta = bucket_thresholds(128).astype(np.int64)
