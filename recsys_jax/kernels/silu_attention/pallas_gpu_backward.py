@@ -67,9 +67,9 @@ class _Tile:
     def silu(self, parts):
         return jnp.where(self.mask, common.silu(self._spec, *parts), 0.0)
 
-    def silu_gradient(self, parts, da):
-        """Gradient of the pre-activation."""
-        return jnp.where(self.mask, da * common.silu_gradient(self._spec, *parts), 0.0)
+    def slope(self, parts):
+        """Derivative of the map by the pre-activation."""
+        return jnp.where(self.mask, common.silu_gradient(self._spec, *parts), 0.0)
 
 
 def _named(spec, prepared, table, toeplitz, **tensors):
@@ -183,7 +183,7 @@ def row_gradients(spec, prepared, q, k, v, g_sem, g_time, table, toeplitz):
                 for h in range(group if spec.semantic else 0):
                     parts = tile.activate(ops.product([(scratch["q"].at[h], keys.at[h])]))
                     da = ops.product([(scratch["g_sem"].at[h], values.at[h])])
-                    ds = tile.silu_gradient(parts, da)
+                    ds = tile.slope(parts) * da
                     ops.mma(dq[h], ds.astype(spec.dtype), keys.at[h])
                     if spec.added:
                         dt_sum = ds if dt_sum is None else dt_sum + ds
@@ -288,9 +288,9 @@ def key_gradients(spec, prepared, q, k, v, g_sem, g_time, g_pos, table, toeplitz
                 for h in range(group if spec.semantic else 0):
                     g_h = moved["g_sem"].at[h]
                     parts = tile.activate(ops.product([(scratch["k"].at[h], moved["q"].at[h])]))
-                    da = ops.product([(scratch["v"].at[h], g_h)])
                     ops.mma(dv[h], tile.silu(parts).astype(spec.dtype), g_h)
-                    ds = tile.silu_gradient(parts, da)
+                    slope = tile.slope(parts)
+                    ds = slope * ops.product([(scratch["v"].at[h], g_h)])
                     ops.mma(dk[h], ds.astype(spec.dtype), moved["q"].at[h])
                 return carry
 
@@ -387,7 +387,7 @@ def position_gradient(spec, prepared, q, k, v, g_sem, g_pos, table, toeplitz, le
             for h in range(group):
                 parts = tile.activate(ops.product([(moved["q"].at[h], moved["k"].at[h])]))
                 da = ops.product([(moved["g_sem"].at[h], moved["v"].at[h])])
-                total = total + tile.silu_gradient(parts, da)
+                total = total + tile.slope(parts) * da
             return total
 
         steps = per_share * groups * diagonal

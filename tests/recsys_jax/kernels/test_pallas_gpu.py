@@ -333,29 +333,42 @@ def on_hopper():
     return str(jax.devices()[0].compute_capability).startswith("9.")
 
 
+SHAPES = (
+    (6, 13, 1, 5, 7), (6, 130, 2, 25, 25), (6, 200, 1, 50, 50), (3, 1024, 4, 32, 64),
+    (2, 300, 2, 128, 128),
+)  # fmt: skip
+ON_DEVICE = [
+    *((*shape, bias, "auto", True) for shape in SHAPES for bias in ("separate", "added")),
+    (6, 200, 1, 50, 50, "separate", "select", True),
+    (6, 200, 1, 50, 50, "added", "gather", True),
+    (4, 300, 2, 32, 32, "separate", "auto", False),
+    (4, 200, 2, 25, 25, "added", "auto", False),
+]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not on_hopper(), reason="needs a Hopper GPU and JAX_PLATFORMS=cuda")
-@pytest.mark.parametrize("bias", ["separate", "added"])
-@pytest.mark.parametrize("lookup", ["select", "gather"])
-@pytest.mark.parametrize(
-    'batch, n, heads, width_qk, width_v',
-    [(6, 13, 1, 5, 7), (6, 130, 2, 25, 25), (6, 200, 1, 50, 50), (3, 1024, 4, 32, 64),
-     (2, 300, 2, 128, 128)],
-)  # fmt: skip
-def test_gpu_matches_float32_reference(batch, n, heads, width_qk, width_v, lookup, bias):
+@pytest.mark.parametrize("batch, n, heads, width_qk, width_v, bias, lookup, packed", ON_DEVICE)
+def test_gpu_matches_float32_reference(batch, n, heads, width_qk, width_v, bias, lookup, packed):
     """On the device, bf16 kernel against the dense reference fed the same bf16 numbers."""
-    inputs, fixed = make(1, batch, n, heads, width_qk, width_v)
+    inputs, fixed = make(1, batch, n, heads, width_qk, width_v, packed=packed)
     fixed = {name: jnp.asarray(x) for name, x in fixed.items()}
     rounded = {
         name: jnp.asarray(x, jnp.float32 if "weights" in name else jnp.bfloat16)
         for name, x in inputs.items()
     }
     exact = {name: x.astype(jnp.float32) for name, x in rounded.items()}
-    kernel = functools.partial(silu_attention_pallas_gpu, lookup=lookup)
-    run = jax.jit(functools.partial(value_and_gradients, kernel, bias=bias))
+    options = {"bias": bias, "packed": packed}
+
+    def compiled(function):
+        return jax.jit(functools.partial(value_and_gradients, function, **options))
+
+    run = compiled(functools.partial(silu_attention_pallas_gpu, lookup=lookup))
+    if not packed and bias == "separate":  # The public entry keeps that channel for itself.
+        del rounded["position_weights"], exact["position_weights"]
     out, gradients = run(rounded, fixed)
     with jax.default_matmul_precision("highest"):
-        want = value_and_gradients(silu_attention_reference, exact, fixed, bias=bias)
+        want = compiled(silu_attention_reference)(exact, fixed)
     for channel, (got, expected) in enumerate(zip(out, want[0], strict=True)):
         assert_near(got, expected, 0.02, f"channel {channel}")
     for name, expected in want[1].items():
