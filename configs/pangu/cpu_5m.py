@@ -84,4 +84,7 @@ def pretrain_config(variant: str) -> PretrainConfig:
 
 
 def get_config(variant: str = "single"):
-    return as_config_dict(pretrain_config(variant))
+    config = pretrain_config(variant)
+    # Its report shows the vocabulary beside one BPE over everything.
+    corpus = dataclasses.replace(config.corpus, compare=True)
+    return as_config_dict(dataclasses.replace(config, corpus=corpus))

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import pathlib
+import shutil
 
 import jax
 from jax.sharding import Mesh
@@ -19,7 +20,11 @@ from pangu_jax.data.wheel import cache_dir
 from pangu_jax.parallel.sharding import batch_part
 from pangu_jax.pretraining.config import PretrainConfig
 from pangu_jax.pretraining.placement import document_multiple
+from pangu_jax.training.checkpoint import Checkpoints
 from pangu_jax.training.phases import PhaseSchedule
+from pangu_jax.training.workdir import Workdir, write_json
+
+_IDENTITY = "corpus.json"  # in the directory of a run
 
 
 class PretrainError(ValueError):
@@ -39,6 +44,12 @@ class Corpus:
     held_out: TextShards
     mixtures: dict[str, Mixture]
     missing: dict[str, list[str]]
+
+    @functools.cached_property
+    def identity(self) -> dict[str, str]:
+        """Hashes of the tokenizer and of the training documents in their order."""
+        manifest = json.loads((self.folder / "train" / "manifest.json").read_text())
+        return {key: manifest[key] for key in ("tokenizer_sha256", "documents_sha256")}
 
     @functools.cached_property
     def tokenizer(self):
@@ -64,6 +75,42 @@ class Corpus:
             seed=config.train.seed, packing=packing, start=wanted,
             process_index=part, process_count=parts,
         )  # fmt: skip
+
+
+def keep_to_corpus(corpus: Corpus, workdir: Workdir) -> None:
+    """Notes in the directory of a run which corpus it reads, with its tokenizer.json; once there
+    are checkpoints, raises PretrainError for another one (the same settings give other text where
+    other packages are installed)."""
+    if jax.process_index() != 0:
+        return
+    if Checkpoints.any_in(workdir.latest):
+        check_corpus(corpus, workdir.path, documents=True)
+    else:
+        shutil.copyfile(corpus.folder / "tokenizer.json", workdir.path / "tokenizer.json")
+        write_json(workdir.path / _IDENTITY, corpus.identity | {"folder": str(corpus.folder)})
+
+
+def check_corpus(corpus: Corpus, workdir: str | pathlib.Path, *, documents: bool = False) -> None:
+    """Raises PretrainError where the corpus is not the one that the run was trained on.
+
+    documents: they must be the same too, not only the tokenizer. A directory without a note of its
+    corpus passes.
+    """
+    try:
+        noted = json.loads((pathlib.Path(workdir) / _IDENTITY).read_text())
+    except (OSError, json.JSONDecodeError):
+        return
+    kinds = {"tokenizer_sha256": "tokenizer", "documents_sha256": "training documents"}
+    for key, what in kinds.items() if documents else [("tokenizer_sha256", "tokenizer")]:
+        here, there = corpus.identity[key], noted.get(key, "")
+        if here != there:
+            raise PretrainError(
+                f"The {what} of the corpus {corpus.folder} (SHA-256 {here[:12]}...) and of the "
+                f"run in {workdir} ({there[:12]}...) are not the same: the corpus was built anew "
+                "from other text. Its tokens would mean something else to the checkpoint. Point "
+                f"--config.corpus_folder at the corpus of the run (it was {noted.get('folder')}), "
+                "or train anew in another --workdir."
+            )
 
 
 def open_corpus(config: PretrainConfig, schedule: PhaseSchedule, say=lambda line: None) -> Corpus:
@@ -105,5 +152,7 @@ def open_corpus(config: PretrainConfig, schedule: PhaseSchedule, say=lambda line
 def _default_folder(config: PretrainConfig) -> pathlib.Path:
     # With the default limits: other rules make another corpus.
     rules = repr((FilterConfig(), sorted(DEFAULT_FILTERS.items())))
-    text = json.dumps([to_dict(config.corpus), rules], sort_keys=True)
+    # A comparison of vocabularies changes none of its tokens.
+    corpus = to_dict(dataclasses.replace(config.corpus, compare=False))
+    text = json.dumps([corpus, rules], sort_keys=True)
     return cache_dir() / "corpora" / hashlib.sha256(text.encode()).hexdigest()[:16]

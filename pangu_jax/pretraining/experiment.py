@@ -16,7 +16,13 @@ from pangu_jax.models import Decoder
 from pangu_jax.parallel.mesh import make_mesh
 from pangu_jax.parallel.sharding import abstract_with_shardings
 from pangu_jax.pretraining.config import PretrainConfig
-from pangu_jax.pretraining.corpus import Corpus, PretrainError, open_corpus
+from pangu_jax.pretraining.corpus import (
+    Corpus,
+    PretrainError,
+    check_corpus,
+    keep_to_corpus,
+    open_corpus,
+)
 from pangu_jax.pretraining.layer_statistics import STATISTICS, LayerStatistics
 from pangu_jax.pretraining.objective import HeldOut, make_loss, with_rope_base
 from pangu_jax.pretraining.placement import check_phase_layouts, divided, over_context
@@ -32,7 +38,7 @@ from pangu_jax.training.workdir import ALLOWED_CHANGES
 _MAX_TOKENS = 64  # of a sample whose length is left open
 _MAY_CHANGE = (
     *ALLOWED_CHANGES, "generate.*", "needle.*", "held_out.*", "cpu_devices", "corpus_folder",
-    "layout.*", "phase_layouts.*",
+    "corpus.compare", "layout.*", "phase_layouts.*",
 )  # fmt: skip
 
 
@@ -45,6 +51,8 @@ def run(mode: str, config: dict[str, Any], workdir: pathlib.Path, command: list[
         raise ValueError(f"--mode={mode} does not exist for pre-training; use {', '.join(modes)}.")
     schedule = experiment.schedule.build()
     corpus = open_corpus(experiment, schedule, _say)
+    if mode in ("eval", "generate", "needle"):
+        check_corpus(corpus, workdir)
     return modes[mode](experiment, schedule, corpus, workdir)
 
 
@@ -58,6 +66,7 @@ def train(config: PretrainConfig, schedule: PhaseSchedule, corpus: Corpus, workd
     check_phase_layouts(config, schedule.phases)
     _announce(config, schedule, corpus, workdir)
     with Workdir.open(workdir, config, allowed_changes=_MAY_CHANGE, seed=config.train.seed) as held:
+        keep_to_corpus(corpus, held)
         statistics = None
         if config.held_out.layer_statistics:
             statistics = LayerStatistics(held.path / STATISTICS, held.tensorboard / "layers")
@@ -225,7 +234,7 @@ def _report(config, schedule, corpus, workdir) -> None:
     if jax.process_index() == 0:
         path = write_report(
             pathlib.Path(workdir), config, schedule,
-            best_step=step, prompt=config.generate.prompt, sample=text,
+            best_step=step, prompt=config.generate.prompt, sample=text, corpus=corpus.folder,
         )  # fmt: skip
         _say(f"\nReport with curves, perplexities and a sample: {path}")
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from pangu_jax.data.text.build import VOCABULARY
+from pangu_jax.data.tokenizer import VocabularyReport
 from pangu_jax.pretraining.config import PretrainConfig
 from pangu_jax.pretraining.layer_statistics import read_statistics
 from pangu_jax.pretraining.plots import plot_lines
@@ -16,9 +18,12 @@ from pangu_jax.training.phases import PhaseSchedule
 
 def write_report(
     workdir: pathlib.Path, config: PretrainConfig, schedule: PhaseSchedule, *,
-    best_step: int, prompt: str, sample: str,
+    best_step: int, prompt: str, sample: str, corpus: pathlib.Path | None = None,
 ) -> pathlib.Path:  # fmt: skip
-    """Writes <workdir>/report/report.md and its PNGs, and returns its path."""
+    """Writes <workdir>/report/report.md and its PNGs, and returns its path.
+
+    corpus: the folder of the run's corpus, whose report on the vocabulary is taken over.
+    """
     folder = workdir / "report"
     folder.mkdir(parents=True, exist_ok=True)
     records = read_metrics(workdir / "metrics.jsonl")
@@ -32,6 +37,7 @@ def write_report(
         _results(train, evals, best_step),
         _curves(folder, train, evals, schedule),
         _layers(folder, layers),
+        _vocabulary(corpus),
         f"## Sample\n\nPrompt: `{prompt}`\n\n```\n{prompt}{sample}\n```",
     ]
     path = folder / "report.md"
@@ -140,23 +146,36 @@ def _layers(folder, records: list[dict[str, Any]]) -> str:
         return ""
     made = []
     chosen = [records[i] for i in sorted({0, len(records) // 2, len(records) - 1})]
+
+    def by_layer(group, place, kind, title, log):
+        lines = []
+        for record in chosen:
+            values = record[group][place][kind]
+            lines.append((f"step {record['step']:,}", np.array([np.arange(len(values)), values])))
+        name = f"{group.removesuffix('s')}_{place}_{kind}.png"
+        plot_lines(folder / name, title, "layer", lines, log=log)
+        made.append(f"![{title}]({name})")
+
     for norm in records[-1]["gains"]:
-        lines = [
-            (f"step {r['step']:,}", np.array([np.arange(len(r["gains"][norm]["mean"])),
-                                              r["gains"][norm]["mean"]]))
-            for r in chosen
-        ]  # fmt: skip
-        title = f"Mean gain of {norm.replace('_', ' ')} by layer"
-        plot_lines(folder / f"gain_{norm}.png", title, "layer", lines)
-        made.append(f"![{title}](gain_{norm}.png)")
+        for kind, text in (("mean", "Mean"), ("std", "Standard deviation")):
+            title = f"{text} of the gains of {norm.replace('_', ' ')} by layer"
+            by_layer("gains", norm, kind, title, False)
     for part in records[-1]["activations"]:
         for kind, text in (("std", "Standard deviation"), ("top1", "Largest magnitude")):
-            lines = [
-                (f"step {r['step']:,}", np.array([np.arange(len(r["activations"][part][kind])),
-                                                  r["activations"][part][kind]]))
-                for r in chosen
-            ]  # fmt: skip
-            title = f"{text} of the {part} activations by layer"
-            plot_lines(folder / f"activation_{part}_{kind}.png", title, "layer", lines, log=True)
-            made.append(f"![{title}](activation_{part}_{kind}.png)")
+            by_layer("activations", part, kind, f"{text} of the {part} activations by layer", True)
     return "## Layers\n\n" + "\n\n".join(made)
+
+
+def _vocabulary(corpus: pathlib.Path | None) -> str:
+    file = corpus and corpus / VOCABULARY
+    if not file or not file.is_file():
+        return ""
+    about = VocabularyReport.from_json(file.read_text(encoding="utf-8"))
+    text = (
+        "## Vocabulary\n\nLearned tokens by domain: the share asked for and the tokens taken from "
+        "it. On held-out documents: different tokens used, and bytes per token with this "
+        "vocabulary and with one BPE of the same size over all training text."
+    )
+    if not about.compared:
+        text += " Not compared (`--config.corpus.compare=True` does so)."
+    return f"{text}\n\n{about.to_markdown().strip()}"

@@ -89,6 +89,12 @@ class Checkpoints:
             item_names=("params", "train", "data", "extra"),
         )
 
+    @staticmethod
+    def any_in(folder) -> bool:
+        """Whether a folder holds a complete checkpoint, without opening it."""
+        folder = pathlib.Path(folder)
+        return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
         # The manager also lists a step that is still being written under a temporary name.

@@ -36,7 +36,7 @@ ALLOWED_CHANGES = (
     "train.progress",
     "train.early_stopping_patience",
 )
-_BOOKKEEPING = (".lock", "config.json", "run_info.json")
+_BOOKKEEPING = (".lock", "config.json", "run_info.json", "corpus.json", "tokenizer.json")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 

@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from pangu_jax.config.resolve import to_dict
 from pangu_jax.data.text.clean import CleanReport, Scored, clean
@@ -27,6 +28,8 @@ from pangu_jax.data.text.shards import TOKENIZER, ShardConfig, is_held_out, writ
 from pangu_jax.data.text.sources import SourceConfig, read_sources, source_notice
 from pangu_jax.data.tokenizer import (
     BpeConfig,
+    VocabularyReport,
+    compare_vocabularies,
     load_tokenizer,
     save_tokenizer,
     train_bpe,
@@ -37,6 +40,7 @@ from pangu_jax.data.wheel import locked
 
 _CLEANED = "cleaned.jsonl"
 _SETTINGS = "corpus.json"
+VOCABULARY = "vocabulary.json"  # the report on a domain-aware vocabulary, beside it as .md
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +53,8 @@ class CorpusConfig:
       bpe: size and special tokens of the vocabulary; shards end documents with bpe.eod_token.
       method: of the domain-aware vocabulary, 'merged' (the paper's) or 'joint' (ours).
       tokenizer: path of a tokenizer.json to use instead of training one.
-      compare: also train one BPE of the same size and report both on the held-out documents.
+      compare: also train one BPE of the same size and report both on the held-out documents; may
+        be switched on later, since it changes no token.
       filters: limits by domain in place of the default ones.
       read, dedup, shards: see there.
       extra_domains: domain names besides DOMAINS.
@@ -101,15 +106,16 @@ def build_corpus(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    settings = json.dumps(to_dict(config), indent=1, sort_keys=True)
+    settings = to_dict(config)
+    settings.pop("compare")
     with locked(folder / ".build-lock"):
         noted = folder / _SETTINGS
-        if noted.is_file() and noted.read_text() != settings:
+        if noted.is_file() and _noted(noted) != settings:
             raise TextDataError(
                 f"{folder} holds a corpus of other settings (see {_SETTINGS} there); choose an "
                 "empty folder."
             )
-        noted.write_text(settings)
+        noted.write_text(json.dumps(settings, indent=1, sort_keys=True))
         cleaned = folder / _CLEANED
         if not cleaned.is_file():
             report("reading and cleaning")
@@ -123,6 +129,8 @@ def build_corpus(
                 report("training the vocabulary")
                 _train_tokenizer(config, folder)
             tokenizer = load_tokenizer(folder / TOKENIZER)
+            if config.quotas and config.compare:
+                _compare(config, folder, tokenizer, report)
         with open(cleaned, "rb") as handle:
             corpus = hashlib.file_digest(handle, "sha256").hexdigest()
         report("writing shards")
@@ -167,19 +175,40 @@ def _train_tokenizer(config: CorpusConfig, folder: Path) -> None:
     domains = sorted({scored.document.domain for scored in read_cleaned(folder)})
     train = {d: functools.partial(everything, domain=d) for d in domains}
     tokenizer, merged = train_domain_aware(train, config.quotas, config.bpe, method=config.method)
-    compared = {}
-    if config.compare:
-        held = {d: functools.partial(_texts, folder, config, held_out=True, domain=d)
-                for d in domains}  # fmt: skip
-        compared = {
-            "tokenizer": tokenizer,
-            "global_tokenizer": train_bpe(everything(), config.bpe),
-            "held_out": held,
-        }
-    about = vocabulary_report(merged, config.quotas, config.bpe, **compared)
-    (folder / "vocabulary.json").write_text(about.to_json())
-    (folder / "vocabulary.md").write_text(about.to_markdown())
+    _write_vocabulary(vocabulary_report(merged, config.quotas, config.bpe), folder)
     save_tokenizer(tokenizer, folder / TOKENIZER)
+
+
+def _compare(
+    config: CorpusConfig, folder: Path, tokenizer: Any, report: Callable[[str], None]
+) -> None:
+    """Adds the held-out comparison with one BPE to the vocabulary's report, once."""
+    about = VocabularyReport.from_json((folder / VOCABULARY).read_text())
+    if about.compared:
+        return
+    report("comparing the vocabulary with one BPE over everything")
+    held_out = {
+        domain: functools.partial(_texts, folder, config, held_out=True, domain=domain)
+        for domain in about.domains
+    }
+    one = train_bpe(_texts(folder, config, held_out=False), config.bpe)
+    _write_vocabulary(compare_vocabularies(about, tokenizer, one, held_out), folder)
+
+
+def _write_vocabulary(about: VocabularyReport, folder: Path) -> None:
+    (folder / VOCABULARY).with_suffix(".md").write_text(about.to_markdown())
+    scratch = folder / (VOCABULARY + ".part")
+    scratch.write_text(about.to_json())
+    os.replace(scratch, folder / VOCABULARY)
+
+
+def _noted(file: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(file.read_text())
+    except json.JSONDecodeError:
+        return {}
+    settings.pop("compare", None)
+    return settings
 
 
 def _texts(

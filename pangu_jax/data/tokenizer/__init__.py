@@ -14,6 +14,7 @@ from pangu_jax.data.tokenizer.domain_aware import (
     DomainShare,
     VocabularyReport,
     bytes_per_token,
+    compare_vocabularies,
     train_domain_aware,
     vocabulary_report,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "as_plain_text",
     "build_tokenizer",
     "bytes_per_token",
+    "compare_vocabularies",
     "load_tokenizer",
     "merge_vocabularies",
     "quota_counts",

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pangu_jax.data.tokenizer.bpe import (
     BpeConfig,
@@ -51,6 +51,18 @@ class VocabularyReport:
     num_merges: int
     dead: int
     domains: dict[str, DomainShare]
+
+    @property
+    def compared(self) -> bool:
+        """Whether the held-out comparison with one BPE is in it."""
+        return any(row.global_bytes_per_token is not None for row in self.domains.values())
+
+    @classmethod
+    def from_json(cls, text: str) -> VocabularyReport:
+        """The report that `to_json` wrote."""
+        values = json.loads(text)
+        rows = {name: DomainShare(**row) for name, row in values.pop("domains").items()}
+        return cls(domains=rows, **values)
 
     def to_json(self) -> str:
         """The report as JSON text."""
@@ -138,22 +150,38 @@ def vocabulary_report(
 
     The two tokenizers should have the same size and have seen the same text.
     """
-    rows = {}
-    for domain, quota in quotas.items():
-        row: dict[str, Any] = {
-            "quota": quota,
-            "owned": merged.owner.count(domain),
-        }
-        if held_out and domain in held_out and tokenizer and global_tokenizer:
-            sample = list(_read(held_out[domain]))
-            size = sum(len(text.encode("utf-8")) for text in sample)
-            row["held_out_bytes"] = size
-            row["bytes_per_token"], row["used"] = _compression(tokenizer, sample)
-            row["global_bytes_per_token"], _ = _compression(global_tokenizer, sample)
-        rows[domain] = DomainShare(**row)
-    return VocabularyReport(
+    rows = {
+        domain: DomainShare(quota, merged.owner.count(domain)) for domain, quota in quotas.items()
+    }
+    about = VocabularyReport(
         config.vocab_size, config.num_fixed, len(merged.merges), len(merged.dead), rows
     )
+    if held_out and tokenizer and global_tokenizer:
+        about = compare_vocabularies(about, tokenizer, global_tokenizer, held_out)
+    return about
+
+
+def compare_vocabularies(
+    about: VocabularyReport,
+    tokenizer: Tokenizer,
+    global_tokenizer: Tokenizer,
+    held_out: Mapping[str, Texts],
+) -> VocabularyReport:
+    """The report with the compression of both vocabularies on held-out texts."""
+    rows = dict(about.domains)
+    for domain in rows:
+        if domain not in held_out:
+            continue
+        sample = list(_read(held_out[domain]))
+        rate, used = _compression(tokenizer, sample)
+        rows[domain] = dataclasses.replace(
+            rows[domain],
+            held_out_bytes=sum(len(text.encode("utf-8")) for text in sample),
+            used=used,
+            bytes_per_token=rate,
+            global_bytes_per_token=_compression(global_tokenizer, sample)[0],
+        )
+    return dataclasses.replace(about, domains=rows)
 
 
 def bytes_per_token(tokenizer: Tokenizer, texts: Iterable[str]) -> float:

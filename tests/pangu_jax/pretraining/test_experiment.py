@@ -1,7 +1,9 @@
 """Pre-training end to end on a few generated documents: phases, resume, report, modes, mistakes."""
 
+import contextlib
 import dataclasses
 import json
+import pathlib
 import re
 
 import flax.linen as nn
@@ -15,7 +17,12 @@ from pangu_jax.data.tokenizer import BpeConfig
 from pangu_jax.models import Decoder, preset
 from pangu_jax.pretraining import experiment, placement
 from pangu_jax.pretraining.config import HeldOutConfig, PretrainConfig, ScheduleConfig
-from pangu_jax.pretraining.corpus import PretrainError, open_corpus
+from pangu_jax.pretraining.corpus import (
+    PretrainError,
+    check_corpus,
+    keep_to_corpus,
+    open_corpus,
+)
 from pangu_jax.pretraining.layer_statistics import read_statistics
 from pangu_jax.pretraining.objective import HeldOut
 from pangu_jax.pretraining.sampling import sample_tokens
@@ -24,6 +31,7 @@ from pangu_jax.training.config import TrainConfig
 from pangu_jax.training.metrics_writer import read_metrics
 from pangu_jax.training.optimizer import OptimizerConfig
 from pangu_jax.training.signals import StopRequested
+from pangu_jax.training.workdir import Workdir
 
 WORDS = "the model reads a row of tokens and learns which one comes next in every document".split()
 
@@ -53,6 +61,7 @@ def config(tmp_path_factory):
             SourceConfig(kind="jsonl", path=str(folder / f"{d}.jsonl"), domain=d)
             for d in ("english", "code")
         ),
+        quotas={"english": 0.5, "code": 0.5},
         bpe=BpeConfig(vocab_size=300),
         shards=ShardConfig(held_out=0.2),
     )
@@ -113,9 +122,11 @@ def test_the_report_names_every_phase_and_domain(config, trained):
     text = (trained / "report" / "report.md").read_text()
     for phase in config.schedule.build().phases:
         assert f"| {phase.name} |" in text
-    for needle in ("| english |", "| code |", "loss.png", "gain_post_attn_norm.png", "Prompt: "):
+    for needle in ("| english |", "| code |", "loss.png", "gain_post_attn_norm_mean.png",
+                   "gain_mlp_norm_std.png", "Prompt: ", "| domain | quota | owned |"):  # fmt: skip
         assert needle in text
-    for image in ("loss.png", "perplexity.png", "activation_residual_top1.png"):
+    for image in ("loss.png", "perplexity.png", "activation_residual_top1.png",
+                  "activation_mlp_std.png", "gain_post_mlp_norm_std.png"):  # fmt: skip
         assert (trained / "report" / image).stat().st_size > 2000
 
 
@@ -165,6 +176,47 @@ def test_eval_and_generate_take_the_checkpoint(config, trained, capsys):
     longer = dataclasses.replace(changed.generate, max_tokens=10_000)
     with pytest.raises(PretrainError, match=r"max_tokens=10000 are more than the \d+ tokens"):
         experiment.run("generate", dataclasses.replace(config, generate=longer), trained, [])
+
+
+def test_a_corpus_that_is_not_the_run_s_is_refused(config, trained, tmp_path):
+    """The settings may be the same while the text, and so the tokens, are others."""
+    noted = json.loads((trained / "corpus.json").read_text())
+    assert (trained / "tokenizer.json").read_bytes() == (
+        pathlib.Path(noted["folder"]) / "tokenizer.json"
+    ).read_bytes()
+    rng = np.random.default_rng(1)
+    texts = (" ".join(rng.choice(["another", "text", "about", *WORDS], 60)) for _ in range(60))
+    lines = "\n".join(json.dumps({"text": text}) for text in texts)
+    (tmp_path / "other.jsonl").write_text(lines)
+    sources = tuple(
+        dataclasses.replace(source, path=str(tmp_path / "other.jsonl"))
+        for source in config.corpus.sources[:1]
+    )
+    corpus = dataclasses.replace(config.corpus, sources=sources, quotas={"english": 1.0})
+    other = dataclasses.replace(config, corpus=corpus, corpus_folder=str(tmp_path / "corpus"))
+    schedule = config.schedule.build()
+    opened = open_corpus(other, schedule)
+    with pytest.raises(PretrainError, match="tokenizer of the corpus .* of the run in .*not the"):
+        experiment.run("generate", other, trained, [])
+    with Workdir.open(trained, config) as held, pytest.raises(PretrainError, match="tokenizer"):
+        keep_to_corpus(opened, held)
+    keep_to_corpus(open_corpus(config, schedule), Workdir(trained))
+    # A directory in which nothing was trained takes the corpus that it is given.
+    for source in (opened, open_corpus(config, schedule)):
+        keep_to_corpus(source, Workdir(tmp_path))
+    check_corpus(source, tmp_path, documents=True)
+    # Another text with the same tokenizer: fine to generate with, not to train on.
+    with monkeypatch_identity(source, documents_sha256="0" * 64):
+        check_corpus(source, tmp_path)
+        with pytest.raises(PretrainError, match="training documents of the corpus"):
+            check_corpus(source, tmp_path, documents=True)
+
+
+@contextlib.contextmanager
+def monkeypatch_identity(corpus, **changes):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(corpus.__dict__, "identity", corpus.identity | changes)
+        yield
 
 
 def test_greedy_sampling_equals_the_full_forward_pass(config):

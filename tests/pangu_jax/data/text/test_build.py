@@ -79,6 +79,26 @@ def test_a_second_run_reads_nothing_and_another_corpus_is_refused(config, tmp_pa
         build_corpus(resolve(CorpusConfig, config | {"method": "joint"}), folder)
 
 
+def test_the_comparison_of_vocabularies_may_come_later(config, tmp_path, monkeypatch):
+    """It changes no token, so it is no other corpus and reads and trains nothing anew."""
+    folder = build_corpus(resolve(CorpusConfig, config | {"compare": False}), tmp_path / "corpus")
+    report = json.loads((folder / "vocabulary.json").read_text())
+    assert report["domains"]["code"]["global_bytes_per_token"] is None
+    before = {f: (folder / f).read_bytes() for f in ("tokenizer.json", "cleaned.jsonl")}
+    monkeypatch.setattr(module, "read_sources", lambda *a, **k: pytest.fail("read again"))
+    monkeypatch.setattr(module, "train_domain_aware", lambda *a, **k: pytest.fail("trained again"))
+    build_corpus(resolve(CorpusConfig, config), folder)
+    assert before == {f: (folder / f).read_bytes() for f in before}
+    report = json.loads((folder / "vocabulary.json").read_text())
+    assert report["domains"]["code"]["owned"] == 70
+    assert report["domains"]["code"]["global_bytes_per_token"] > 1
+    assert "one BPE" in (folder / "vocabulary.md").read_text()
+    # Once is enough, also when it is switched off again.
+    monkeypatch.setattr(module, "train_bpe", lambda *a, **k: pytest.fail("compared again"))
+    build_corpus(resolve(CorpusConfig, config), folder)
+    build_corpus(resolve(CorpusConfig, config | {"compare": False}), folder)
+
+
 def test_an_interrupted_build_goes_on(config, tmp_path, monkeypatch):
     config = resolve(CorpusConfig, config)
     whole = build_corpus(config, tmp_path / "whole")
