@@ -20,12 +20,15 @@ class PlanOptions:
 
     sweep: also look for the fastest layouts that fit. validate: also compare the cost model with
     published runs. ablation: also the paper's optimizations one after the other, and what would
-    speed up the step program here.
+    speed up the step program here. compile: also compile the first phase's step for the topology
+    (its compiler must be installed: extras aot-cuda, aot-tpu; up to minutes), memory and
+    collectives beside the planned ones.
     """
 
     sweep: bool = False
     validate: bool = True
     ablation: bool = True
+    compile: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

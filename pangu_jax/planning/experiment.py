@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import sys
 from typing import Any
 
 from pangu_jax.config.resolve import resolve
 from pangu_jax.parallel.topology import Topology, topology
 from pangu_jax.planning.ablation import ablation, fastest_that_fits, program_steps
+from pangu_jax.planning.compiled_plan import compile_step, compiled_tables, how_to_compile
 from pangu_jax.planning.config import PlanConfig, PlanPhase
 from pangu_jax.planning.cost import Prediction, predict
 from pangu_jax.planning.execution import MEGATRON_STACK
@@ -56,14 +58,31 @@ def run(mode: str, config: dict[str, Any], workdir: pathlib.Path, command: list[
     ):
         if wanted:
             tables += make(chosen, where, phases, predictions, extra)
-    console = Console()
+    folder = pathlib.Path(workdir) / "plan"
+    if options.compile:
+        tables += _compiled(chosen, where, phases[0], folder, extra)
+    # Files and pipes have no width of their own.
+    console = Console(width=None if sys.stdout.isatty() else 130)
     for table in tables:
         table.show(console)
-    path = write_report(
-        pathlib.Path(workdir) / "plan", chosen, where, phases, predictions, tables, extra
-    )
-    console.print(f"Report: {path}, with plan.json and timelines beside it.")
+    path = write_report(folder, chosen, where, phases, predictions, tables, extra)
+    if not options.compile:
+        console.print(how_to_compile(where.name), highlight=False, markup=False)
+    if not options.sweep:
+        console.print("The fastest layouts that fit: --config.plan.sweep.", highlight=False)
+    console.print(f"Report: {path}, with plan.json and timelines beside it.", soft_wrap=True)
     return 0
+
+
+def _compiled(
+    config: PlanConfig, where: Topology, phase: PlanPhase, folder: pathlib.Path,
+    extra: dict[str, Any],
+) -> list[Table]:  # fmt: skip
+    record = compile_step(
+        where.name, config.model, phase.layout, phase.seq_len, folder / "compiled.json"
+    )
+    extra["compiled"] = {"phase": phase.name, **record}
+    return compiled_tables(phase.name, record)
 
 
 def _ablation(

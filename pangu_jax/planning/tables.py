@@ -18,12 +18,18 @@ PAPER_MFU = (0.43, 0.52)
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of text under headings; the first column is left-aligned, the others right."""
+    """Rows of text under headings; the first column is left-aligned, the others right.
+
+    optional: columns that a terminal shows only if it is wide enough for all. report_only: too
+    much text for any terminal.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    optional: tuple[str, ...] = ()
+    report_only: bool = False
 
     def markdown(self) -> str:
         lines = [f"### {self.title}", "", "| " + " | ".join(self.columns) + " |"]
@@ -32,21 +38,50 @@ class Table:
         return "\n".join(lines + (["", self.note] if self.note else []))
 
     def show(self, console) -> None:
-        """Prints it with rich."""
+        """Prints it with rich, without cutting words."""
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table as RichTable
 
-        table = RichTable(title=f"[bold]{self.title}[/bold]", title_justify="left")
-        for index, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        if self.report_only:
+            return
+        shown = list(range(len(self.columns)))
+        widths = self._widths(shown, console.width)
+        if widths is None:
+            shown = [i for i in shown if self.columns[i] not in self.optional]
+            widths = self._widths(shown, console.width)
+        table = RichTable(
+            title=f"[bold]{self.title}[/bold]", title_justify="left", box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )  # fmt: skip
+        for place, index in enumerate(shown):
+            table.add_column(
+                self.columns[index], justify="left" if index == 0 else "right", overflow="fold",
+                width=widths[place] if widths else None,
+            )  # fmt: skip
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*(row[index] for index in shown))
         console.print(table)
         if self.note:
-            console.print(f"  {self.note}")
-        console.print()
+            console.print(self.note, highlight=False)
+            console.print()
+
+    def _widths(self, shown: Sequence[int], room: int) -> list[int] | None:
+        """Characters of every column so that no word is cut; None where there is no room."""
+        cells = [[self.columns[i], *(row[i] for row in self.rows)] for i in shown]
+        widths = [max(len(word) for text in c for word in text.split() or [""]) for c in cells]
+        wanted = [max(map(len, c)) for c in cells]
+        room -= sum(widths) + 2 * len(shown) + 1
+        if room < 0:
+            return None
+        order = sorted(range(len(shown)), key=lambda i: wanted[i] - widths[i])
+        for left, column in zip(range(len(order), 0, -1), order, strict=True):
+            more = min(wanted[column] - widths[column], room // left)
+            widths[column] += more
+            room -= more
+        return widths
 
 
-def _bytes(size: float) -> str:
+def size_text(size: float) -> str:
     """'12.3 GB', '4.5 MB', '678 B'."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
@@ -70,20 +105,28 @@ def layout_text(layout: Layout) -> str:
 
 
 def phase_table(predictions: Mapping[str, Prediction], topology: Topology) -> Table:
-    """One row per phase: layout, step, MFU, memory."""
-    rows = []
-    for name, p in predictions.items():
-        full = p.memory.total / topology.memory_bytes
-        rows.append(
-            (
-                name, f"{p.layout.batch_rows:,} x {p.seq_len:,}", layout_text(p.layout),
-                _seconds(p.seconds), f"{p.tokens / p.seconds:,.0f}", f"{p.mfu:.1%}",
-                f"{p.hfu:.1%}", f"{_bytes(p.memory.total)} ({full:.0%})"
-                + ("" if p.fits else ", does not fit"),
-            )
-        )  # fmt: skip
-    columns = ("phase", "batch", "layout", "step", "tokens/s", "MFU", "HFU", "memory")
-    return Table(f"Predicted steps on {topology.name}", columns, tuple(rows))
+    """One column per phase: layout, step, MFU, memory."""
+
+    def memory(p: Prediction) -> str:
+        share = f"{size_text(p.memory.total)} ({p.memory.total / topology.memory_bytes:.0%})"
+        return share + ("" if p.fits else ", does not fit")
+
+    facts = {
+        "rows x tokens": lambda p: f"{p.layout.batch_rows:,} x {p.seq_len:,}",
+        "data": lambda p: str(p.layout.data),
+        "pipe x virtual stages": lambda p: f"{p.layout.pipe} x {p.layout.virtual_stages}",
+        "context": lambda p: str(p.layout.context),
+        "tensor": lambda p: str(p.layout.tensor) + (", rings" if p.layout.overlap else ""),
+        "micro-batches x rows": lambda p: f"{p.layout.microbatches} x {p.layout.microbatch_rows}",
+        "ZeRO stage": lambda p: str(p.layout.zero),
+        "step": lambda p: _seconds(p.seconds),
+        "tokens/s": lambda p: f"{p.tokens / p.seconds:,.0f}",
+        "MFU": lambda p: f"{p.mfu:.1%}",
+        "HFU": lambda p: f"{p.hfu:.1%}",
+        "memory of a device": memory,
+    }
+    rows = tuple((name, *map(fact, predictions.values())) for name, fact in facts.items())
+    return Table(f"Predicted steps on {topology.name}", ("phase", *predictions), rows)
 
 
 def time_table(predictions: Mapping[str, Prediction]) -> Table:
@@ -100,8 +143,10 @@ def time_table(predictions: Mapping[str, Prediction]) -> Table:
 def memory_table(predictions: Mapping[str, Prediction]) -> Table:
     """Bytes of the fullest device, by part and phase."""
     parts = list(next(iter(predictions.values())).memory.parts)
-    rows = [(part, *(_bytes(p.memory.parts[part]) for p in predictions.values())) for part in parts]
-    rows.append(("sum", *(_bytes(p.memory.total) for p in predictions.values())))
+    rows = [
+        (part, *(size_text(p.memory.parts[part]) for p in predictions.values())) for part in parts
+    ]
+    rows.append(("sum", *(size_text(p.memory.total) for p in predictions.values())))
     rows.append(("pipeline rank", *(str(p.memory.rank) for p in predictions.values())))
     return Table("Memory of the fullest device", ("part", *predictions), tuple(rows))
 
@@ -110,8 +155,8 @@ def collective_table(name: str, prediction: Prediction) -> Table:
     """Collectives of a step on one device."""
     rows = tuple(
         (
-            c.purpose, c.axis, c.kind, str(c.group), _bytes(c.bytes), f"{c.count:,.0f}",
-            _bytes(c.sent), _seconds(c.total_seconds), c.beside or "nothing", c.links,
+            c.purpose, c.axis, c.kind, str(c.group), size_text(c.bytes), f"{c.count:,.0f}",
+            size_text(c.sent), _seconds(c.total_seconds), c.beside or "nothing", c.links,
         )
         for c in sorted(prediction.collectives, key=lambda c: -c.total_seconds)
     )  # fmt: skip
@@ -120,6 +165,7 @@ def collective_table(name: str, prediction: Prediction) -> Table:
     return Table(
         f"Collectives of a step, {name}", columns, rows,
         "Per device; time before anything is hidden.",
+        optional=("axis", "group", "array", "can hide behind"),
     )  # fmt: skip
 
 
@@ -146,6 +192,7 @@ def validation_table(comparisons: Sequence[Comparison], errors: tuple[float, flo
         f"runs gives {100 * errors[1]:.1f}. Mean error by device: {by_kind}. That some kinds of "
         "device lie high together is not in the model: clocks under load, for one, are no data-"
         "sheet figure.",
+        optional=("source",),
     )
 
 
@@ -155,7 +202,8 @@ def guessed_table(comparisons: Sequence[Comparison]) -> Table:
         (c.run.name, layout_text(c.run.layout), "; ".join(c.run.guessed) or "nothing", c.run.note)
         for c in comparisons
     )
-    return Table("Published runs as they were planned", ("run", "layout", "guessed", "note"), rows)
+    columns = ("run", "layout", "guessed", "note")
+    return Table("Published runs as they were planned", columns, rows, report_only=True)
 
 
 def ablation_table(title: str, steps: Sequence[AblationStep], note: str = "") -> Table:
@@ -179,7 +227,7 @@ def sweep_table(name: str, result: SweepResult, planned: Prediction) -> Table:
     rows = tuple(
         (
             layout_text(e.prediction.layout), e.remat, _seconds(e.prediction.seconds),
-            f"{e.prediction.mfu:.1%}", _bytes(e.prediction.memory.total),
+            f"{e.prediction.mfu:.1%}", size_text(e.prediction.memory.total),
         )
         for e in result.entries
     )  # fmt: skip
