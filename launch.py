@@ -27,6 +27,7 @@ EXPERIMENTS = {
     "pangu.comparison": "pangu_jax.pretraining.comparison",
     "pangu.plan": "pangu_jax.planning.experiment",
 }
+_OF_A_RUN = ("eval", "predict", "generate", "needle")  # modes that read a checkpoint
 MODES = ("train", "eval", "predict", "generate", "needle", "benchmark", "plan")
 
 _WORKDIR = flags.DEFINE_string(
@@ -95,7 +96,14 @@ def _stored_config(argv: list[str]):
     if workdir is None or mode in (None, "train") or _argument(argv, "config") is not None:
         return None
     stored = pathlib.Path(workdir) / "config.json"
-    return stored_config_dict(json.loads(stored.read_text())) if stored.exists() else None
+    if not stored.exists():
+        if mode not in _OF_A_RUN:
+            return None
+        raise ValueError(
+            f"--mode={mode} needs a trained run, and --workdir={workdir} holds none (no "
+            "config.json). Train first, or point --workdir at a directory that training wrote."
+        )
+    return stored_config_dict(json.loads(stored.read_text()))
 
 
 def _define_config_flag(argv: list[str]) -> None:

@@ -40,6 +40,8 @@ def _plain_config_dict(values: Mapping[str, Any]) -> ConfigDict:
     for key, value in values.items():
         if isinstance(value, Mapping):
             value = _plain_config_dict(value)
+        elif dataclasses.is_dataclass(value):
+            value = as_config_dict(value)
         out[key] = placeholder(object) if value is None else value
     return out
 
@@ -56,10 +58,10 @@ def stored_config_dict(values: Mapping[str, Any]) -> ConfigDict:
 
 
 def _inner_type(hint: Any) -> type:
-    """X of an annotation X | None."""
+    """X of an annotation X | None; object, which takes any literal, where X is a dataclass."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         hint = next(a for a in typing.get_args(hint) if a is not type(None))
-    return hint if isinstance(hint, type) else object
+    return hint if isinstance(hint, type) and not dataclasses.is_dataclass(hint) else object
 
 
 def check_overrides(config: ConfigDict, arguments: Sequence[str]) -> None:

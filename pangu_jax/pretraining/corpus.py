@@ -14,6 +14,8 @@ from jax.sharding import Mesh
 
 from pangu_jax.config.resolve import to_dict
 from pangu_jax.data.text import Mixture, TextShards, build_corpus, consumed_tokens, text_batches
+from pangu_jax.data.text.document import check_domain
+from pangu_jax.data.text.errors import TextDataError
 from pangu_jax.data.text.filters import DEFAULT_FILTERS, FilterConfig
 from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.data.wheel import cache_dir
@@ -123,6 +125,7 @@ def open_corpus(config: PretrainConfig, schedule: PhaseSchedule, say=lambda line
       TextDataError: what building raises.
     """
     folder = pathlib.Path(config.corpus_folder or _default_folder(config))
+    _check_before_building(config, schedule)
     if jax.process_index() == 0:
         build_corpus(config.corpus, folder, report=say)
     if jax.process_count() > 1:
@@ -130,23 +133,41 @@ def open_corpus(config: PretrainConfig, schedule: PhaseSchedule, say=lambda line
 
         multihost_utils.sync_global_devices("corpus")
     train, held_out = TextShards(folder / "train"), TextShards(folder / "held_out")
-    if train.vocab_size > config.model.vocab_size:
-        raise PretrainError(
-            f"The tokenizer of {folder} has {train.vocab_size} tokens, the model only "
-            f"model.vocab_size={config.model.vocab_size}; set --config.model.vocab_size="
-            f"{train.vocab_size} or --config.corpus.bpe.vocab_size={config.model.vocab_size}."
-        )
+    _check_vocabulary(config, folder, train.vocab_size)
     mixtures, missing = {}, {}
     for name in dict.fromkeys(phase.mixture for phase in schedule.phases):
-        if name not in config.mixtures:
-            raise PretrainError(
-                f"A phase uses the mixture {name!r}; --config.mixtures has "
-                f"{', '.join(config.mixtures)}."
-            )
         whole = config.mixtures[name]
         mixtures[name] = whole.restricted_to(train.domains)
         missing[name] = [d for d, w in whole.weights.items() if w > 0 and d not in train.domains]
     return Corpus(folder, train, held_out, mixtures, missing)
+
+
+def _check_before_building(config: PretrainConfig, schedule: PhaseSchedule) -> None:
+    """What can be known to be wrong before minutes have gone into a corpus."""
+    for phase in schedule.phases:
+        if phase.mixture not in config.mixtures:
+            raise PretrainError(
+                f"Phase {phase.name} uses the mixture {phase.mixture!r}; --config.mixtures has "
+                f"{', '.join(config.mixtures)}."
+            )
+        for domain in config.mixtures[phase.mixture].weights:
+            try:
+                check_domain(domain, config.corpus.extra_domains)
+            except TextDataError as error:
+                raise PretrainError(
+                    f"--config.mixtures.{phase.mixture}.weights: {error}"
+                ) from error
+    if not config.corpus.tokenizer:
+        _check_vocabulary(config, "the corpus", config.corpus.bpe.vocab_size)
+
+
+def _check_vocabulary(config: PretrainConfig, where, size: int) -> None:
+    if size > config.model.vocab_size:
+        raise PretrainError(
+            f"The tokenizer of {where} has {size} tokens, the model only "
+            f"model.vocab_size={config.model.vocab_size}; set --config.model.vocab_size={size} "
+            f"or --config.corpus.bpe.vocab_size={config.model.vocab_size}."
+        )
 
 
 def _default_folder(config: PretrainConfig) -> pathlib.Path:
@@ -154,5 +175,20 @@ def _default_folder(config: PretrainConfig) -> pathlib.Path:
     rules = repr((FilterConfig(), sorted(DEFAULT_FILTERS.items())))
     # A comparison of vocabularies changes none of its tokens.
     corpus = to_dict(dataclasses.replace(config.corpus, compare=False))
-    text = json.dumps([corpus, rules], sort_keys=True)
+    text = json.dumps([corpus, rules, *_user_files(config)], sort_keys=True)
     return cache_dir() / "corpora" / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _user_files(config: PretrainConfig) -> list[list]:
+    """[path, bytes, time] of the user's own files, so that changed or other ones under the same
+    relative path make another corpus."""
+    found = []
+    for name in (*(source.path for source in config.corpus.sources), config.corpus.tokenizer):
+        if not name:
+            continue
+        root = pathlib.Path(name).resolve()
+        files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
+        for path in files:
+            about = path.stat() if path.exists() else None
+            found.append([str(path), about and about.st_size, about and about.st_mtime_ns])
+    return found

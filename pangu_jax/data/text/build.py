@@ -162,9 +162,23 @@ def _write_cleaned(config: CorpusConfig, folder: Path, quality: Scorer, difficul
             row = dataclasses.asdict(scored.document)
             row |= {"quality": scored.quality, "difficulty": scored.difficulty}
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
+    if not any(row["kept"] for row in counts.to_dict().values()):
+        raise TextDataError(
+            f"No document is left of {len(config.sources)} source(s): {_what_went(counts)}. Give "
+            "sources with text, or wider --config.corpus.filters."
+        )
     (folder / "clean.json").write_text(json.dumps(counts.to_dict(), indent=1))
     (folder / "clean.md").write_text(counts.to_markdown())
     os.replace(scratch, folder / _CLEANED)
+
+
+def _what_went(counts: CleanReport) -> str:
+    gone = {
+        domain: ", ".join(f"{reason} {count}" for reason, count in row["removed"].items())
+        for domain, row in counts.to_dict().items()
+    }
+    told = "; ".join(f"{domain}: {reasons}" for domain, reasons in gone.items() if reasons)
+    return told or "none was read (empty documents are left out)"
 
 
 def _train_tokenizer(config: CorpusConfig, folder: Path) -> None:

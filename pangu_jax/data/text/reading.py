@@ -88,7 +88,8 @@ class ReadRules:
     def _bad(self, problem: str, replaced: str, log: ReadLog) -> str | None:
         if self.bad_utf8 == "error":
             raise TextDataError(
-                f"{problem}. Convert the file, or set bad_utf8='replace' or bad_utf8='skip'."
+                f"{problem}. Convert the file, or set bad_utf8='replace' or bad_utf8='skip' "
+                "(--config.corpus.read=\"{'bad_utf8': 'skip'}\")."
             )
         if self.bad_utf8 == "skip":
             log.skipped += 1

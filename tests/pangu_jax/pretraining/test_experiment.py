@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import re
 
@@ -15,6 +16,7 @@ import pytest
 from pangu_jax.data.text import CorpusConfig, Mixture, ShardConfig, SourceConfig
 from pangu_jax.data.tokenizer import BpeConfig
 from pangu_jax.models import Decoder, preset
+from pangu_jax.pretraining import corpus as corpus_module
 from pangu_jax.pretraining import experiment, placement
 from pangu_jax.pretraining.config import HeldOutConfig, PretrainConfig, ScheduleConfig
 from pangu_jax.pretraining.corpus import (
@@ -178,6 +180,28 @@ def test_eval_and_generate_take_the_checkpoint(config, trained, capsys):
         experiment.run("generate", dataclasses.replace(config, generate=longer), trained, [])
 
 
+def test_changed_files_make_another_corpus(config, tmp_path, monkeypatch):
+    """The settings name a relative path; what lies there decides."""
+    source = dataclasses.replace(config.corpus.sources[0], path="texts.jsonl")
+    corpus = dataclasses.replace(config.corpus, sources=(source,), quotas={"english": 1.0})
+    named = dataclasses.replace(config, corpus=corpus, corpus_folder=None)
+    folders = set()
+    for place, text in (("a", "one"), ("b", "one"), ("a", "other"), ("a", "other")):
+        (tmp_path / place).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / place)
+        if not pathlib.Path("texts.jsonl").exists() or text == "other":
+            pathlib.Path("texts.jsonl").write_text(text)
+            os.utime("texts.jsonl", (1000, 1000))
+        folders.add(corpus_module._default_folder(named))
+    assert len(folders) == 3
+    built_in = dataclasses.replace(source, kind="stdlib", path="", domain="code")
+    corpus = dataclasses.replace(corpus, sources=(built_in,), quotas={"code": 1.0})
+    named = dataclasses.replace(named, corpus=corpus)
+    here = corpus_module._default_folder(named)
+    monkeypatch.chdir(tmp_path / "b")
+    assert corpus_module._default_folder(named) == here
+
+
 def test_a_corpus_that_is_not_the_run_s_is_refused(config, trained, tmp_path):
     """The settings may be the same while the text, and so the tokens, are others."""
     noted = json.loads((trained / "corpus.json").read_text())
@@ -244,6 +268,12 @@ def test_mistakes_are_named(config, tmp_path):
     nothing = dataclasses.replace(config, mixtures={"general": config.mixtures["general"]})
     with pytest.raises(PretrainError, match="mixture 'reasoning'"):
         open_corpus(nothing, schedule)
+    typo = dataclasses.replace(config.mixtures["annealing"], weights={"englsh": 1.0})
+    typo = dataclasses.replace(config, mixtures=config.mixtures | {"annealing": typo})
+    with pytest.raises(
+        PretrainError, match="annealing.weights: .*'englsh'.*Did you mean 'english'"
+    ):
+        open_corpus(typo, schedule)
     with pytest.raises(ValueError, match="--mode=predict"):
         experiment.run("predict", config, tmp_path, [])
     with pytest.raises(ValueError, match="no tokens"):

@@ -126,6 +126,21 @@ def test_one_bpe_or_a_given_tokenizer(config, tmp_path):
     assert a["tokenizer_sha256"] == b["tokenizer_sha256"]
 
 
+def test_nothing_left_is_an_error_and_keeps_nothing(config, tmp_path):
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "a.txt").write_text(" \n")
+    for text, message in ((" \n", "none was read"), ("too short", "english: short 1")):
+        (tmp_path / "none" / "a.txt").write_text(text)
+        source = config["sources"][0] | {"path": str(tmp_path / "none")}
+        wanted = resolve(CorpusConfig, config | {"sources": [source], "quotas": {"english": 1.0}})
+        with pytest.raises(TextDataError, match=f"No document is left of 1 source.*{message}"):
+            build_corpus(wanted, tmp_path / "corpus")
+    (tmp_path / "none" / "a.txt").unlink()
+    for file in (tmp_path / "english").iterdir():
+        (tmp_path / "none" / file.name).write_text(file.read_text())
+    assert len(TextShards(build_corpus(wanted, tmp_path / "corpus") / "train"))
+
+
 def test_settings_that_cannot_be(config):
     with pytest.raises(ValueError, match="at least one source"):
         resolve(CorpusConfig, config | {"sources": []})
