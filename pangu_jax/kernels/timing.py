@@ -22,7 +22,9 @@ TURNS = 20
 # Large enough to be no constant that a compiler drops, too small to change what a call computes.
 _NUDGE = 1e-30
 # After this many repeats the clock stops once so much time has gone.
-_ENOUGH, _MOST_MILLISECONDS = 5, 2000
+_ENOUGH, _MOST_MILLISECONDS = 3, 1000
+# A loop of slow calls takes fewer turns than asked for.
+_LOOP_SECONDS = 0.4
 
 
 class Timing(NamedTuple):
@@ -73,6 +75,8 @@ def chained(function: Callable[..., Any], turns: int) -> Callable[..., Any]:
       comes by itself so that its memory can be donated: else every run would begin with a copy.
     """
 
+    function = jax.jit(function)  # Traced and lowered once for its two places below.
+
     def loop(carried, *args):
         leaves, tree = jax.tree.flatten(args)
         place = carried_leaf(args)
@@ -110,13 +114,22 @@ def _nudged(x, out):
 
 
 def compile_ahead(function: Callable[..., Any], *args: Any, turns: int = TURNS) -> Compiled:
-    """Compiles, and calls once, what `measure` times; may run in several threads at once."""
+    """Compiles and first calls what `measure` times; may run in several threads at once.
+
+    Args:
+      function: of arrays.
+      *args: arguments.
+      turns: most calls of a loop; slow calls get fewer.
+    """
     begin = time.perf_counter()
     call = jax.jit(function).lower(*args).compile()
     # Some kernels are loaded, or even compiled, when they are first called.
     jax.block_until_ready(call(*args))
     loop = None
     if jax.default_backend() != "cpu":
+        again = time.perf_counter()
+        jax.block_until_ready(call(*args))
+        turns = max(2, min(turns, int(_LOOP_SECONDS / (time.perf_counter() - again))))
         carried = _copy_of_carried(args)
         loop = jax.jit(chained(function, turns), donate_argnums=0).lower(carried, *args).compile()
         jax.block_until_ready(loop(carried, *args))
@@ -155,7 +168,7 @@ def measure(function: Callable[..., Any] | Compiled, *args: Any, repeats: int) -
       function: of arrays, or what `compile_ahead` returned for it and these arguments.
       *args: arguments.
       repeats: timed calls (and timed loops of `turns` calls, on a GPU or TPU); fewer, but at least
-        5, where they take more than two seconds together.
+        3, where they take more than a second together.
     """
     if not isinstance(function, Compiled):
         function = compile_ahead(function, *args)

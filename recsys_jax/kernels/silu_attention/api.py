@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from pangu_jax.kernels import implementation as implementation_lib
+from pangu_jax.kernels import measured
 from recsys_jax.kernels.silu_attention.output import SiluAttentionOutput
 from recsys_jax.kernels.silu_attention.position import position_channel
 
@@ -56,9 +57,9 @@ _TABLE = {
 }
 
 
-# What `auto` may choose. The Pallas kernels are correct in interpret mode and compile for their
-# devices, but have never run on one: until they have, they serve on demand only.
-_PROVEN = {name: loader for name, loader in _TABLE.items() if name == "xla"}
+# What `auto` may take beside XLA; variants are the values of `bias`, sizes the positions N. The
+# numbers behind a rule stand in docs/kernels.md.
+MEASURED: tuple[measured.Rule, ...] = ()
 
 
 def silu_attention(
@@ -133,7 +134,9 @@ def silu_attention(
         position_weights = None
     out = SiluAttentionOutput(None, None, None)
     if q is not None or time_weights is not None or position_weights is not None:
-        table = _PROVEN if implementation == "auto" else _TABLE
+        table = _TABLE
+        if implementation == "auto":
+            table = measured.allowed(_TABLE, MEASURED, v.shape[1], bias)
         out = implementation_lib.dispatch(
             'silu_attention', table, implementation, q, k, v,
             segment_ids=segment_ids, position_weights=position_weights,

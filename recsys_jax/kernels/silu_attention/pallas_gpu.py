@@ -23,6 +23,8 @@ from pangu_jax.kernels import mosaic_gpu
 from recsys_jax.kernels.silu_attention import pallas_gpu_backward as backward_kernels
 from recsys_jax.kernels.silu_attention import pallas_gpu_common as common
 from recsys_jax.kernels.silu_attention import pallas_gpu_forward as forward_kernel
+from recsys_jax.kernels.silu_attention import pallas_gpu_position as position_kernel
+from recsys_jax.kernels.silu_attention import pallas_gpu_prepare as prepare
 from recsys_jax.kernels.silu_attention.output import SiluAttentionOutput
 
 
@@ -102,9 +104,9 @@ def _unpad(x, like):
 
 
 def _prepared(spec, tables, fixed):
-    prepared = common.Prepared(spec, *fixed)
-    table = common.table_weights(tables["time"]) if spec.time else None
-    toeplitz = common.position_tiles(tables["position"], spec.tiles) if spec.position else None
+    prepared = prepare.Prepared(spec, *fixed)
+    table = prepare.table_weights(tables["time"]) if spec.time else None
+    toeplitz = prepare.position_tiles(tables["position"], spec.tiles) if spec.position else None
     return prepared, table, toeplitz
 
 
@@ -145,7 +147,7 @@ def _attention_backward(spec, residuals, cotangents):
         gradients["k"] = _unpad(dk, tensors["k"])
     if spec.position:
         weights = tables["position"]
-        dw = backward_kernels.position_gradient(
+        dw = position_kernel.position_gradient(
             spec, prepared, q, k, v, g_sem, g_pos, table, toeplitz, weights.shape[0]
         )
         table_gradients["position"] = dw.astype(weights.dtype)

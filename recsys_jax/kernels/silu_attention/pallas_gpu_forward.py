@@ -18,7 +18,7 @@ def forward(spec: common.Spec, prepared, q, k, v, table, toeplitz):
 
     Args:
       spec: static facts.
-      prepared: common.Prepared.
+      prepared: pallas_gpu_prepare.Prepared.
       q, k: [B, H, N, K] or None; v: [B, H, N, D].
       table: float32 [128] time weights, or None. toeplitz: float32 [C, 64, 64], or None.
 

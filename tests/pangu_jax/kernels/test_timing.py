@@ -83,5 +83,5 @@ def test_loop_is_what_is_timed_on_a_device(monkeypatch):
         timing.compile_ahead(function, jnp.ones(3), turns=5), jnp.ones(3), repeats=2
     )
     jax.effects_barrier()
-    assert len(calls) == (1 + 5) + 2 * (1 + 5)
+    assert len(calls) == (2 + 5) + 2 * (1 + 5)
     assert result.device > 0 and result.wall > 0

@@ -16,8 +16,9 @@ import pytest
 
 pytest.importorskip("jax.experimental.pallas.mosaic_gpu", reason="this JAX has no Mosaic GPU")
 
-from recsys_jax.kernels.silu_attention import pallas_gpu_backward as backward
 from recsys_jax.kernels.silu_attention import pallas_gpu_common as common
+from recsys_jax.kernels.silu_attention import pallas_gpu_position as position_kernel
+from recsys_jax.kernels.silu_attention import pallas_gpu_prepare as prepare
 from recsys_jax.kernels.silu_attention.buckets import bucket_thresholds, time_bucket
 from recsys_jax.kernels.silu_attention.pallas_gpu import silu_attention_pallas_gpu
 from recsys_jax.kernels.silu_attention.reference import silu_attention_reference
@@ -144,7 +145,7 @@ def spec_for(batch, n, **more):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _tables(spec, fixed):
-    prepared = common.Prepared(spec, **fixed)
+    prepared = prepare.Prepared(spec, **fixed)
     return prepared.span, prepared.buckets
 
 
@@ -178,7 +179,7 @@ def test_tile_tables_cover_every_visible_pair(seed, n, max_gap, shuffled):
 
 def test_packed_rows_skip_tiles_of_other_segments():
     segments = np.repeat(np.arange(1, 5, dtype=np.int32), TILE)[None]
-    prepared = common.Prepared(spec_for(1, 4 * TILE, time=False), segments, None, None)
+    prepared = prepare.Prepared(spec_for(1, 4 * TILE, time=False), segments, None, None)
     span = np.asarray(prepared.span)[0]
     own = np.arange(4)
     np.testing.assert_array_equal(span, np.stack([own, own + 1, own, own + 1], 1))
@@ -194,7 +195,7 @@ def test_bias_tile_is_the_exact_bucket(lookup, num_buckets):
     dt = jnp.asarray(dt.reshape(TILE, TILE), jnp.int32)
     spec = spec_for(1, TILE, num_buckets=num_buckets, lookup=lookup)
     zeros = np.zeros((1, TILE), np.int32)
-    prepared = common.Prepared(spec, zeros, zeros, zeros)
+    prepared = prepare.Prepared(spec, zeros, zeros, zeros)
     table = jnp.arange(common.TABLE, dtype=jnp.float32)
     ops, known = common.Ops(spec), common.time_difference(dt, 0)
     tile = common.time_bias(ops, spec, known, 0, min(num_buckets, 71), prepared.theta, table)
@@ -212,8 +213,10 @@ def test_diagonal_sums_invert_toeplitz_tiles(length):
     want = np.zeros(length)
     for d, i, j in zip(*np.nonzero(mask), strict=True):
         want[min(d * TILE + i - j, length - 1)] += g[d, i, j]
-    np.testing.assert_allclose(backward._sum_diagonals(jnp.asarray(g), length), want, atol=2e-4)
-    dense = np.asarray(common.position_tiles(weights, tiles), np.float64)
+    np.testing.assert_allclose(
+        position_kernel._sum_diagonals(jnp.asarray(g), length), want, atol=2e-4
+    )
+    dense = np.asarray(prepare.position_tiles(weights, tiles), np.float64)
     np.testing.assert_allclose((dense * g).sum(), (np.asarray(weights) * want).sum(), rtol=1e-4)
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import strategies as st
 
 from pangu_jax.kernels.implementation import ImplementationUnavailableError
-from recsys_jax.kernels.silu_attention import silu_attention
+from recsys_jax.kernels.silu_attention import api, silu_attention
 from recsys_jax.kernels.silu_attention.reference import silu_attention_reference
 from recsys_jax.kernels.silu_attention.xla import silu_attention_xla
 
@@ -399,5 +399,12 @@ def test_demanded_implementation_says_why_not():
 @pytest.mark.parametrize("case", CASES[:8], ids=str)
 def test_auto_on_gpu(case):
     arguments = case.arguments()
+    for name in ("q", "k", "v"):  # The definition is fed the same numbers.
+        arguments[name] = np.asarray(jnp.asarray(arguments[name], jnp.bfloat16), np.float64)
     got = run(silu_attention, case, arguments, jnp.bfloat16, implementation="auto")
-    assert_close(got, reference(case), 3e-2)
+    assert_close(got, reference(case, arguments), 3e-2)
+
+
+def test_auto_names_only_what_there_is():
+    for rule in api.MEASURED:
+        assert rule.implementation in api._TABLE and rule.variant in (None, *api.BIAS_MODES)

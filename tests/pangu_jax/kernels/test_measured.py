@@ -1,0 +1,57 @@
+"""Rules of `auto`: device, size and variant decide, and XLA is always there."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pangu_jax.kernels import measured
+from pangu_jax.kernels.measured import Rule
+from pangu_jax.kernels.rms_norm import api as norm_api
+
+TABLE = {name: lambda: None for name in ("xla", "pallas_tpu", "pallas_gpu")}
+RULES = (
+    Rule("NVIDIA H100", "pallas_gpu", at_least=1024, variant="separate"),
+    Rule("NVIDIA H100", "pallas_gpu", at_least=512, variant="added"),
+    Rule("TPU v5p", "pallas_tpu"),
+)
+
+
+@pytest.mark.parametrize(
+    "kind, size, variant, want",
+    [
+        ("NVIDIA H100 80GB HBM3", 1024, "separate", {"xla", "pallas_gpu"}),
+        ("NVIDIA H100 80GB HBM3", 1023, "separate", {"xla"}),
+        ("NVIDIA H100 PCIe", 600, "added", {"xla", "pallas_gpu"}),
+        ("NVIDIA A100-SXM4-80GB", 4096, "separate", {"xla"}),
+        ("TPU v5p", 1, None, {"xla", "pallas_tpu"}),
+        ("", 10**6, "separate", {"xla"}),
+    ],
+)
+def test_device_size_and_variant_decide(kind, size, variant, want, monkeypatch):
+    monkeypatch.setattr(measured, "current_device_kind", lambda: kind)
+    assert set(measured.allowed(TABLE, RULES, size, variant)) == want
+
+
+def test_device_kind_is_that_of_the_device_traced_for():
+    assert measured.current_device_kind() == jax.devices()[0].device_kind
+    abstract = jax.sharding.AbstractDevice("TPU v5p", num_cores=1, platform="tpu")
+    mesh = jax.sharding.AbstractMesh(
+        (1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,), abstract_device=abstract
+    )
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert measured.current_device_kind() == "TPU v5p"
+
+
+def test_rules_name_what_the_operation_has():
+    for rule in norm_api.MEASURED:
+        assert rule.implementation in norm_api._RMS_NORM and rule.implementation in norm_api._STEP
+
+
+def test_auto_without_a_rule_for_the_device_is_xla(monkeypatch):
+    """A rule for another device changes nothing here."""
+    monkeypatch.setattr(norm_api, "MEASURED", (Rule("NVIDIA H100", "pallas_gpu"),))
+    x = jnp.ones((2, 128))
+    text = jax.jit(lambda x: norm_api.rms_norm(x, jnp.ones(128), eps=1e-6)).lower(x).as_text()
+    assert "mosaic_gpu" not in text
