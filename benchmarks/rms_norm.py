@@ -13,6 +13,7 @@ time of a single call on the clock of the host (see pangu_jax/kernels/timing.py)
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 
@@ -44,33 +45,30 @@ def cases():
 
 
 def arguments(width, dtype):
-    """(x, branch, gain of the branch, gain of the next norm)."""
+    """Operation -> (its arguments, cotangents of its outputs, each an array of its own)."""
     shape = (_ROWS.value, width)
-    rows = [jax.random.normal(jax.random.key(n), shape, dtype) for n in range(2)]
-    return *rows, jnp.ones(width), jnp.full(width, 0.5)
+    x, branch, *cotangents = (jax.random.normal(jax.random.key(n), shape, dtype) for n in range(4))
+    gain, post = jnp.full(width, 0.5), jnp.ones(width)
+    return {
+        "norm": ((x, gain), cotangents[0]),
+        "step": ((x, branch, post, gain), tuple(cotangents)),
+    }
 
 
 def call(operation, implementation, mode):
-    """The function that is timed."""
+    """The function of (arguments, cotangents) that is timed."""
+    function = {"norm": rms_norm, "step": fused_sandwich_step}[operation]
+    function = functools.partial(function, eps=1e-6, implementation=implementation)
 
-    def forward(x, branch, post, gain):
-        return fused_sandwich_step(x, branch, post, gain, eps=1e-6, implementation=implementation)
+    def forward(args, cotangents):
+        del cotangents
+        return function(*args)
 
-    def norm(x, gain):
-        return rms_norm(x, gain, eps=1e-6, implementation=implementation)
-
-    function = norm if operation == "norm" else forward
-
-    def training(*args):
+    def training(args, cotangents):
         out, pull = jax.vjp(function, *args)
-        return out, pull(out)
+        return out, pull(cotangents)
 
-    return function if mode == "forward" else training
-
-
-def used(operation, args):
-    """The arguments that the operation takes."""
-    return (args[0], args[3]) if operation == "norm" else args
+    return forward if mode == "forward" else training
 
 
 def main(argv):
@@ -84,10 +82,7 @@ def main(argv):
     print(json.dumps({"device": device, "jax": jax.__version__, "copy_gbytes_per_s": round(top)}))
     args = {width: arguments(width, dtype) for width in map(int, _WIDTHS.value)}
     compiled = compile_all(
-        {
-            case: (call(case[0], *case[2:]), used(case[0], args[case[1]]))
-            for case in map(tuple, cases())
-        }
+        {case: (call(case[0], *case[2:]), args[case[1]][case[0]]) for case in map(tuple, cases())}
     )
     for case, function in compiled.items():
         operation, width, implementation, mode = case
@@ -98,10 +93,10 @@ def main(argv):
         if isinstance(function, Exception):
             print(json.dumps(row | {"skipped": str(function)}), flush=True)
             continue
-        timing = measure(function, *used(operation, args[width]), repeats=_REPEATS.value)
+        timing = measure(function, *args[width][operation], repeats=_REPEATS.value)
         ahead, back = ARRAYS[operation]
         arrays = ahead if mode == "forward" else ahead + back
-        rate = arrays * args[width][0].nbytes / timing.device / 1e6
+        rate = arrays * _ROWS.value * width * jnp.dtype(dtype).itemsize / timing.device / 1e6
         row |= {
             'ms': round(timing.device, 4), 'median_ms': round(timing.median, 4),
             'call_ms': round(timing.wall, 4), 'first_call_ms': round(timing.first),
