@@ -1,7 +1,10 @@
 """Segment attention for NVIDIA Hopper GPUs through Pallas Mosaic GPU.
 
-Status: compiled ahead of time for H100 (PTX and SASS) and run in interpret mode on CPU against the
-float64 definition; not yet run on a GPU, so neither its results there nor its speed are known.
+Two sets of kernels: the warp-specialised ones of `pallas_gpu_wide` for head widths above 32, and
+those of `pallas_gpu_kernels`, one warpgroup on 64 x 64 tiles, for the rest.
+
+Status: both are compiled ahead of time for H100 (PTX and SASS) and run in interpret mode on CPU
+against the float64 definition; the warp-specialised ones have not yet run on a GPU.
 
 Serves bfloat16 and float16 with head widths up to 128 on compute capability 9.x, and raises
 NotImplementedError otherwise. Sums are in float32; probabilities are rounded to the input type
@@ -21,6 +24,9 @@ import numpy as np
 from pangu_jax.kernels import mosaic_gpu
 from pangu_jax.kernels.segment_attention import pallas_gpu_common as common
 from pangu_jax.kernels.segment_attention import pallas_gpu_kernels as kernels
+from pangu_jax.kernels.segment_attention import pallas_gpu_wide as wide
+from pangu_jax.kernels.segment_attention import pallas_gpu_wide_backward as wide_backward
+from pangu_jax.kernels.segment_attention import pallas_gpu_wide_forward as wide_forward
 
 
 def segment_attention_pallas_gpu(
@@ -34,19 +40,22 @@ def segment_attention_pallas_gpu(
     kv_positions: jax.Array | None = None,
     scale: float,
     window: int | None = None,
+    tiles: wide.Config | str | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """Arguments and value as in `api.segment_attention`; see the contract there.
 
     Args:
+      tiles: None picks the kernels; a Config demands the warp-specialised ones with its settings,
+        'narrow' those on 64 x 64 tiles.
       interpret: run on CPU in Mosaic GPU interpret mode (tests only; also takes float32).
 
     Raises:
       NotImplementedError: for types, head widths or devices the kernel does not serve.
     """
     ids = q_segment_ids, kv_segment_ids, q_positions, kv_positions
-    spec, *arrays = _prepare(q, k, v, ids, scale, window, interpret)
-    return _from_heads(_attention(spec, *arrays), q)
+    spec, *arrays = _prepare(q, k, v, ids, scale, window, tiles, interpret)
+    return _cut(spec, _attention(spec, *arrays), q)
 
 
 def attend_forward_pallas_gpu(
@@ -60,6 +69,7 @@ def attend_forward_pallas_gpu(
     kv_positions: jax.Array | None = None,
     scale: float,
     window: int | None = None,
+    tiles: wide.Config | str | None = None,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Arguments and values as in `parts.attend_forward`; raises as the function above does.
@@ -67,11 +77,11 @@ def attend_forward_pallas_gpu(
     The kernel hands its result out in the type of v, so a part is rounded before it is float32.
     """
     ids = q_segment_ids, kv_segment_ids, q_positions, kv_positions
-    spec, q_heads, k, v, ids = _prepare(q, k, v, ids, scale, window, interpret)
-    out, log_sum = kernels.forward(spec, ids, q_heads, k, v)
+    spec, *arrays = _prepare(q, k, v, ids, scale, window, tiles, interpret)
+    out, (*_, log_sum) = _forward(spec, *arrays)
     log_sum = log_sum.reshape(*log_sum.shape[:2], -1)[:, :, : q.shape[1]]
     lse = jnp.where(log_sum > common.START, log_sum * math.log(2), -jnp.inf)
-    return _from_heads(out, q).astype(jnp.float32), jnp.moveaxis(lse, 1, 2)
+    return _cut(spec, out, q).astype(jnp.float32), jnp.moveaxis(lse, 1, 2)
 
 
 def attend_backward_pallas_gpu(
@@ -88,6 +98,7 @@ def attend_backward_pallas_gpu(
     d_out: jax.Array,
     scale: float,
     window: int | None = None,
+    tiles: wide.Config | str | None = None,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Arguments and values as in `parts.attend_backward`; raises as the function above does.
@@ -95,25 +106,64 @@ def attend_backward_pallas_gpu(
     As in the forward direction, a part is rounded to the type of q before it is float32.
     """
     ids = q_segment_ids, kv_segment_ids, q_positions, kv_positions
-    spec, q_heads, k_heads, v_heads, ids = _prepare(q, k, v, ids, scale, window, interpret)
-    tiles = spec.tiles[0]
+    spec, q_tiles, k_tiles, v_tiles, ids = _prepare(q, k, v, ids, scale, window, tiles, interpret)
     # Rows that see nothing are masked; a finite number there keeps the exponential finite too.
     log_sum = jnp.where(jnp.isneginf(lse), 0, lse * math.log2(math.e))
     delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    sums = jnp.moveaxis(jnp.stack([log_sum, delta], axis=3), 1, 3)  # [B, N, 2, T]
-    sums = mosaic_gpu.pad_axis(sums, 3, tiles * mosaic_gpu.TILE)
-    sums = jnp.moveaxis(sums.reshape(*sums.shape[:3], tiles, mosaic_gpu.TILE), 3, 2)
-    g = mosaic_gpu.pad_heads(d_out.astype(v.dtype), tiles, spec.width)
-    dq = kernels.query_gradient(spec, ids, q_heads, k_heads, v_heads, g, sums)
-    dk, dv = kernels.key_gradients(spec, ids, q_heads, k_heads, v_heads, g, sums)
-    return tuple(_from_heads(x, y).astype(jnp.float32) for x, y in ((dq, q), (dk, k), (dv, v)))
+    length = q_tiles.shape[1 if isinstance(spec, wide.Spec) else 2]
+    log_sum, delta = (
+        mosaic_gpu.pad_axis(jnp.moveaxis(x, 1, 2), 2, length) for x in (log_sum, delta)
+    )
+    g = _pad(spec, d_out.astype(v.dtype), 0)
+    gradients = _gradients(spec, q_tiles, k_tiles, v_tiles, ids, g, log_sum, delta)
+    likes = (q, k, v)
+    return tuple(
+        _cut(spec, x, like).astype(jnp.float32) for x, like in zip(gradients, likes, strict=True)
+    )
 
 
-def _prepare(q, k, v, ids, scale, window, interpret):
-    """(static facts, q [B, N, I * 64, H], k and v [B, K, J * 64, H], ids by tile)."""
-    q_segment_ids, kv_segment_ids, q_positions, kv_positions = ids
+def _prepare(q, k, v, ids, scale, window, tiles, interpret):
+    """(static facts, q, k and v padded to whole tiles, ids), for the kernels that serve the call.
+
+    Arrays are [B, T, N, H] for the warp-specialised kernels, [B, N, T, H] for the others.
+    """
     mosaic_gpu.check_supported(q, interpret)
     mosaic_gpu.check_supported(k, interpret)
+    width = mosaic_gpu.pad_width(q.shape[3])
+    # The maximum is taken before the scale is applied, so the scale must keep the order.
+    if tiles is None:
+        tiles = wide.Config() if width > 32 and scale > 0 and not interpret else "narrow"
+    if isinstance(tiles, wide.Config):
+        if scale <= 0:
+            raise NotImplementedError(f"scale={scale} with tiles={tiles}; it must be above 0")
+        spec, ids = _wide_facts(q, k, ids, scale, window, tiles, interpret)
+    elif tiles == "narrow":
+        spec, ids = _narrow_facts(q, k, ids, scale, window, width, interpret)
+    else:
+        raise ValueError(f"tiles={tiles!r}; a Config, 'narrow' or None is needed.")
+    return spec, _pad(spec, q, 0), _pad(spec, k, 1), _pad(spec, v, 1), ids
+
+
+def _wide_facts(q, k, ids, scale, window, config, interpret):
+    lengths = wide.padded_lengths(q.shape[1], k.shape[1], config)
+    mask, ids = wide.prepare_ids(lengths, *ids)
+    spec = wide.Spec(
+        scale=float(scale),
+        window=window,
+        dtype=np.dtype(q.dtype),
+        lengths=lengths,
+        groups=q.shape[2] // k.shape[2],
+        width=max(64, mosaic_gpu.pad_width(q.shape[3])),
+        mask=mask,
+        shared_ids=mask == "order" or ids[0].shape[0] == 1,
+        interpret=interpret,
+        config=config,
+    )
+    return spec, ids
+
+
+def _narrow_facts(q, k, ids, scale, window, width, interpret):
+    q_segment_ids, kv_segment_ids, q_positions, kv_positions = ids
     lengths = q.shape[1], k.shape[1]
     tiles = tuple(-(-length // mosaic_gpu.TILE) for length in lengths)
     if q_positions is not None and q_segment_ids is None:
@@ -129,19 +179,25 @@ def _prepare(q, k, v, ids, scale, window, interpret):
         dtype=np.dtype(q.dtype),
         tiles=tiles,
         groups=q.shape[2] // k.shape[2],
-        width=mosaic_gpu.pad_width(q.shape[3]),
+        width=width,
         shared_ids=ids[0].shape[0] == 1,
         interpret=interpret,
     )
-    q, k, v = (
-        mosaic_gpu.pad_heads(x, tiles[side], spec.width) for x, side in ((q, 0), (k, 1), (v, 1))
-    )
-    return spec, q, k, v, ids
+    return spec, ids
 
 
-def _from_heads(x, like):
-    """[B, heads, length, width] -> [B, t, heads, h], the shape of `like`."""
-    return jnp.moveaxis(x[:, :, : like.shape[1], : like.shape[3]], 1, 2)
+def _pad(spec, x, side):
+    """[B, n, heads, h] in the order and size that the kernels take; side 0 is queries, 1 keys."""
+    if isinstance(spec, wide.Spec):
+        return mosaic_gpu.pad_axis(mosaic_gpu.pad_axis(x, 1, spec.lengths[side]), 3, spec.width)
+    return mosaic_gpu.pad_heads(x, spec.tiles[side], spec.width)
+
+
+def _cut(spec, x, like):
+    """What `_pad` made, or a kernel like it, back to the shape of `like`."""
+    if not isinstance(spec, wide.Spec):
+        x = jnp.moveaxis(x, 1, 2)
+    return x[:, : like.shape[1], :, : like.shape[3]]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -150,17 +206,33 @@ def _attention(spec, q, k, v, ids):
 
 
 def _forward(spec, q, k, v, ids):
-    out, log_sum = kernels.forward(spec, ids, q, k, v)
+    forward = wide_forward.forward if isinstance(spec, wide.Spec) else kernels.forward
+    out, log_sum = forward(spec, ids, q, k, v)
     return out, (q, k, v, ids, out, log_sum)
 
 
 def _backward(spec, residuals, g):
     q, k, v, ids, out, log_sum = residuals
     delta = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    sums = jnp.stack([log_sum, delta.reshape(log_sum.shape)], axis=3)
+    if isinstance(spec, wide.Spec):
+        delta = jnp.moveaxis(delta, 1, 2)
+    log_sum = log_sum.reshape(delta.shape)
+    return *_gradients(spec, q, k, v, ids, g, log_sum, delta), None
+
+
+def _gradients(spec, q, k, v, ids, g, log_sum, delta):
+    """dq, dk and dv; log_sum and delta [B, N, T]."""
+    if isinstance(spec, wide.Spec):
+        dq = wide_backward.query_gradient(spec, ids, q, k, v, g, log_sum, delta)
+        if spec.interpret:
+            # Two kernels with threads that wait for each other must not share the callback threads
+            # of a small machine: the second one takes something from the first.
+            delta = delta + 0 * dq[0, 0, 0, 0]
+        return dq, *wide_backward.key_gradients(spec, ids, q, k, v, g, log_sum, delta)
+    by_tile = (*log_sum.shape[:2], spec.tiles[0], 1, mosaic_gpu.TILE)
+    sums = jnp.concatenate([x.reshape(by_tile) for x in (log_sum, delta)], axis=3)
     dq = kernels.query_gradient(spec, ids, q, k, v, g, sums)
-    dk, dv = kernels.key_gradients(spec, ids, q, k, v, g, sums)
-    return dq, dk, dv, None
+    return dq, *kernels.key_gradients(spec, ids, q, k, v, g, sums)
 
 
 _attention.defvjp(_forward, _backward)

@@ -18,9 +18,15 @@ pytest.importorskip("jax.experimental.pallas.mosaic_gpu", reason="this JAX has n
 
 from pangu_jax.kernels.implementation import ImplementationUnavailableError
 from pangu_jax.kernels.segment_attention import segment_attention
-from pangu_jax.kernels.segment_attention.pallas_gpu import segment_attention_pallas_gpu
+from pangu_jax.kernels.segment_attention.pallas_gpu import (
+    attend_backward_pallas_gpu,
+    attend_forward_pallas_gpu,
+    segment_attention_pallas_gpu,
+)
 from pangu_jax.kernels.segment_attention.pallas_gpu_common import prepare
+from pangu_jax.kernels.segment_attention.pallas_gpu_wide import Config, prepare_ids, spans
 from pangu_jax.kernels.segment_attention.reference import segment_attention_reference, visible
+from pangu_jax.kernels.segment_attention.xla import attend_backward_xla, attend_forward_xla
 
 TILE = 64
 
@@ -47,12 +53,12 @@ def arguments(rows, length, heads, kv_heads, width, permuted=False):
     return args
 
 
-def run(function, args, dtype, **static):
+def run(function, args, dtype, jit=jax.jit, **static):
     """Output and gradients by q, k and v, as NumPy float64."""
     args = {n: jnp.asarray(x, None if x.dtype == np.int32 else dtype) for n, x in args.items()}
     inputs = [args.pop(name) for name in "qkv"]
 
-    @jax.jit
+    @jit
     def both(*inputs):
         out, pull = jax.vjp(lambda *x: function(*x, **args, **static), *inputs)
         g = np.random.default_rng(9).normal(size=out.shape)
@@ -87,6 +93,62 @@ def test_interpret_matches_float64_definition(name):
     if "q_segment_ids" in args:
         padding = args["q_segment_ids"] == 0
         assert padding.any() and all((x[padding] == 0).all() for x in got)
+
+
+WIDE_CASES = {
+    # Documents that end inside a block of 128 queries, an empty last block, two heads per key head.
+    "packed_grouped": (arguments(((150, 60),), 300, 2, 1, 5), {}, Config(schedule="turns")),
+    "permuted_window": (
+        arguments(((120, 70),), 200, 1, 1, 8, permuted=True),
+        {"window": 50},
+        Config(block_k=64, dkv_block_q=128),
+    ),
+    # Three blocks of keys through two slots, whole ones among them.
+    "row_order": (arguments(None, 300, 1, 1, 4), {}, Config(schedule="pingpong")),
+}
+
+
+@pytest.mark.parametrize("name", WIDE_CASES)
+def test_wide_kernels_in_interpret_mode_match_float64_definition(name):
+    args, static, config = WIDE_CASES[name]
+    with jax.enable_x64(True):
+        want = run(segment_attention_reference, args, jnp.float64, scale=0.3, **static)
+    kernel = functools.partial(segment_attention_pallas_gpu, tiles=config, interpret=True)
+    # One program per kernel: several with threads of their own can starve each other on a CPU.
+    got = run(kernel, args, jnp.float32, jit=lambda f: f, scale=0.3, **static)
+    assert_close(got, want, 3e-6)
+    if "q_segment_ids" in args:
+        padding = args["q_segment_ids"] == 0
+        assert padding.any() and all((x[padding] == 0).all() for x in got)
+
+
+@pytest.mark.parametrize("permuted", [False, True])
+@pytest.mark.parametrize("window", [None, 70])
+@pytest.mark.parametrize("sizes", [(128, 128), (64, 128)])
+def test_wide_spans_cover_every_visible_pair(permuted, window, sizes):
+    """No visible pair is left out, and none that is hidden goes without a mask."""
+    args = arguments(((64, 130, 7), (190,), (), (400,)), 400, 1, 1, 1, permuted)
+    segments, positions = args["q_segment_ids"], args.get("q_positions")
+    _, ids = prepare_ids((512, 512), segments, segments, positions, positions)
+    segments = np.pad(segments, ((0, 0), (0, 112)))
+    order = np.broadcast_to(np.arange(512), (4, 512)) if positions is None else np.asarray(ids[2])
+    see = np.asarray(visible(segments, segments, order, order, window))
+    count, other = 512 // sizes[0], 512 // sizes[1]
+    see = see.reshape(4, count, sizes[0], other, sizes[1])
+    some, every = see.any((2, 4)), see.all((2, 4))
+    for axis in (2, 1):
+        first, begin, end, last = np.moveaxis(
+            np.asarray(spans(ids, (512, 512), sizes, window, axis)), -1, 0
+        )
+        assert (first <= begin).all() and (begin <= end).all() and (end <= last).all()
+        assert (first < last).all()
+        place = np.arange(see.shape[3 if axis == 2 else 1])
+        visited = (first[..., None] <= place) & (place < last[..., None])
+        unmasked = (begin[..., None] <= place) & (place < end[..., None])
+        assert (visited | ~np.moveaxis(some, axis, 2)).all()
+        assert (np.moveaxis(every, axis, 2) | ~unmasked).all()
+        if not permuted and window is None:  # Then a tile's whole partners are one run.
+            assert (unmasked == np.moveaxis(every, axis, 2)).all()
 
 
 @pytest.mark.parametrize("permuted", [False, True])
@@ -163,23 +225,78 @@ def test_what_it_cannot_do_is_said():
             segment_attention(x, x, x, scale=1.0, implementation="pallas_gpu")
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("permuted", [False, True])
-@pytest.mark.parametrize(
-    "length, heads, kv_heads, width", [(70, 1, 1, 5), (300, 6, 2, 64), (1024, 8, 2, 128)]
-)
-def test_gpu_matches_float32_definition(hopper, length, heads, kv_heads, width, permuted):
-    """On the device, the bfloat16 kernels against the definition fed the same numbers."""
-    rows = ((length // 2, length // 3), (length,), ())
-    args = arguments(rows, length, heads, kv_heads, width, permuted)
-    scale = width**-0.5
+DEVICE_KERNELS = {
+    "narrow": "narrow",
+    "plain": Config(schedule="plain"),
+    "overlap": Config(schedule="overlap"),
+    "turns": Config(schedule="turns", order="tiles"),
+    "pingpong": Config(schedule="pingpong", block_k=64, stages=4, dq_stages=3, dkv_stages=3),
+}
+
+
+def compare_on_device(args, tiles, scale, **static):
+    """bfloat16 kernels against the definition fed the same numbers, and against themselves."""
     for name in "qkv":
         args[name] = np.asarray(jnp.asarray(args[name], jnp.bfloat16), np.float32)
-    got = run(segment_attention_pallas_gpu, args, jnp.bfloat16, scale=scale)
+    kernel = functools.partial(segment_attention_pallas_gpu, tiles=tiles)
+    got = run(kernel, args, jnp.bfloat16, scale=scale, **static)
     with jax.default_matmul_precision("highest"):
-        want = run(segment_attention_reference, args, jnp.float32, scale=scale)
+        want = run(segment_attention_reference, args, jnp.float32, scale=scale, **static)
     assert_close(got, want, 0.02)
     # No block adds into memory of another: a second run must give the same bits.
-    again = run(segment_attention_pallas_gpu, args, jnp.bfloat16, scale=scale)
+    again = run(kernel, args, jnp.bfloat16, scale=scale, **static)
     for a, b in zip(got, again, strict=True):
         np.testing.assert_array_equal(a, b)
+    return got
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tiles", DEVICE_KERNELS)
+@pytest.mark.parametrize("form", ["order", "segments", "positions"])
+@pytest.mark.parametrize(
+    "length, heads, kv_heads, width, window",
+    [(70, 1, 1, 50, None), (300, 6, 2, 64, 100), (1024, 8, 2, 128, None)],
+)
+def test_gpu_matches_float32_definition(
+    hopper, tiles, form, length, heads, kv_heads, width, window
+):
+    rows = None if form == "order" else ((length // 2, length // 3), (length,), ())
+    args = arguments(rows, length, heads, kv_heads, width, form == "positions")
+    got = compare_on_device(args, DEVICE_KERNELS[tiles], width**-0.5, window=window)
+    if rows is not None:
+        padding = args["q_segment_ids"] == 0
+        assert all((x[padding] == 0).all() for x in got)
+
+
+@pytest.mark.gpu
+def test_gpu_narrow_heads_take_the_narrow_kernels(hopper):
+    compare_on_device(arguments(((35, 23), (70,), ()), 70, 1, 1, 5), None, 0.4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tiles", ["narrow", "overlap"])
+def test_gpu_parts_match_xla(hopper, tiles):
+    """Other keys than queries, as in a ring: more of them, some out of every query's sight."""
+    rng = np.random.default_rng(3)
+    q, g = (jnp.asarray(rng.normal(size=(2, 200, 4, 128)), jnp.bfloat16) for _ in range(2))
+    k, v = (jnp.asarray(rng.normal(size=(2, 330, 2, 128)), jnp.bfloat16) for _ in range(2))
+    ids = {
+        "q_segment_ids": jnp.asarray(rng.integers(0, 3, (2, 200)), jnp.int32),
+        "kv_segment_ids": jnp.asarray(rng.integers(0, 4, (2, 330)), jnp.int32),
+        "q_positions": jnp.asarray(rng.integers(0, 500, (2, 200)), jnp.int32),
+        "kv_positions": jnp.asarray(rng.integers(0, 500, (2, 330)), jnp.int32),
+    }
+    settings = {"scale": 128**-0.5, **ids}
+    kernel = {"tiles": DEVICE_KERNELS[tiles], **settings}
+    out, lse = jax.jit(lambda *x: attend_forward_pallas_gpu(*x, **kernel))(q, k, v)
+    wide_inputs = [x.astype(jnp.float32) for x in (q, k, v)]
+    with jax.default_matmul_precision("highest"):
+        want_out, want_lse = attend_forward_xla(*wide_inputs, **settings)
+        state = {"out": want_out, "lse": want_lse, "d_out": g.astype(jnp.float32)}
+        want = attend_backward_xla(*wide_inputs, **state, **settings)
+    np.testing.assert_array_equal(jnp.isneginf(lse), jnp.isneginf(want_lse))
+    seen = ~jnp.isneginf(want_lse)
+    np.testing.assert_allclose(lse[seen], want_lse[seen], atol=0.02)
+    got = jax.jit(lambda *x: attend_backward_pallas_gpu(*x, **state, **kernel))(q, k, v)
+    arrays = [np.asarray(x, np.float64) for x in (out, *got, want_out, *want)]
+    assert_close(arrays[:4], arrays[4:], 0.02)
