@@ -27,6 +27,8 @@ TABLE = 128
 # Past so many buckets beside the first a gather takes fewer instructions than selections.
 _FEW_BUCKETS = 8
 THREADS = 128  # Of a warpgroup.
+# One and a half per multiprocessor of a Hopper GPU: blocks near the end of a sequence do more.
+_WANTED_BLOCKS = 198
 _WARP = 32
 _PER_THREAD = plgpu.Layout.WG_STRIDED((THREADS,), vec_size=1)
 
@@ -58,10 +60,16 @@ class Spec:
     interpret: bool = False
 
     def group(self, columns_per_head: int, limit: int = 128) -> int:
-        """Most heads whose accumulators (`columns_per_head` fp32 columns each) fit `limit`."""
+        """Heads of a block: they share the bias tile.
+
+        As many as have room for their accumulators (`columns_per_head` fp32 columns each, `limit`
+        in all), unless that leaves multiprocessors without work.
+        """
         fits = [g for g in range(1, self.heads + 1) if self.heads % g == 0]
         fits = [g for g in fits if g * columns_per_head <= limit]
-        return max(fits, default=1)
+        tiles = self.batch * self.tiles * self.heads
+        busy = [g for g in fits if tiles // g >= _WANTED_BLOCKS]
+        return max(busy, default=1)
 
 
 def fit_stages(spec, own, streamed, extra=0):

@@ -118,7 +118,9 @@ INTERPRET = {
 
 
 @pytest.mark.parametrize("name", INTERPRET)
-def test_interpret_matches_float64_reference(name):
+def test_interpret_matches_float64_reference(name, monkeypatch):
+    if name != "unpacked":  # As many heads to a block as fit, which only long inputs have.
+        monkeypatch.setattr(common, "_WANTED_BLOCKS", 1)
     sizes, options = INTERPRET[name]
     inputs, fixed = make(0, 2, **sizes, packed=options.get("packed", True))
     want = reference64(inputs, fixed, bias=options.get("bias", "separate"))
@@ -340,12 +342,14 @@ SHAPES = (
     (6, 13, 1, 5, 7), (6, 130, 2, 25, 25), (6, 200, 1, 50, 50), (3, 1024, 4, 32, 64),
     (2, 300, 2, 128, 128),
 )  # fmt: skip
-ON_DEVICE = [
+ON_DEVICE = [  # The lengths of 2048 have several heads in a block.
     *((*shape, bias, "auto", True) for shape in SHAPES for bias in ("separate", "added")),
     (6, 200, 1, 50, 50, "separate", "select", True),
     (6, 200, 1, 50, 50, "added", "gather", True),
     (4, 300, 2, 32, 32, "separate", "auto", False),
     (4, 200, 2, 25, 25, "added", "auto", False),
+    (4, 2048, 4, 32, 32, "separate", "auto", False),
+    (4, 2048, 4, 32, 32, "added", "auto", True),
 ]
 
 
