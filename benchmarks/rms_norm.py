@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from absl import app, flags
 
 from pangu_jax.kernels.rms_norm import fused_sandwich_step, rms_norm
-from pangu_jax.kernels.timing import compile_all, copy_gbytes, measure
+from pangu_jax.kernels.timing import alone, compile_all, copy_gbytes, measure
 
 _ROWS = flags.DEFINE_integer("rows", 8192, "Rows.", lower_bound=1)
 _WIDTHS = flags.DEFINE_list("widths", ["2048"], "Widths D.")
@@ -31,6 +31,9 @@ _IMPLEMENTATIONS = flags.DEFINE_list(
     "implementations", ["xla"], "Of xla, pallas_gpu, pallas_tpu, auto."
 )
 _DTYPE = flags.DEFINE_enum("dtype", "f32", ["f32", "bf16"], "Type of the rows.")
+_LOCK = flags.DEFINE_string(
+    "lock", "", "File to lock while the clock runs: several of these can compile side by side."
+)
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Timed calls; the fastest counts.", lower_bound=1)
 
 # Arrays of rows read and written: forward, and backward on top (kept rows, cotangents, gradients).
@@ -77,13 +80,19 @@ def main(argv):
     if unknown := set(_OPERATIONS.value) - set(ARRAYS):
         raise app.UsageError(f"--operations={unknown.pop()} is unknown; allowed: norm, step.")
     dtype = jnp.bfloat16 if _DTYPE.value == "bf16" else jnp.float32
-    top = copy_gbytes(dtype, _REPEATS.value)
-    device = jax.devices()[0].device_kind
-    print(json.dumps({"device": device, "jax": jax.__version__, "copy_gbytes_per_s": round(top)}))
     args = {width: arguments(width, dtype) for width in map(int, _WIDTHS.value)}
     compiled = compile_all(
         {case: (call(case[0], *case[2:]), args[case[1]][case[0]]) for case in map(tuple, cases())}
     )
+    with alone(_LOCK.value):
+        report(compiled, args, dtype)
+
+
+def report(compiled, args, dtype):
+    """Measures and prints."""
+    top = copy_gbytes(dtype, _REPEATS.value)
+    device = jax.devices()[0].device_kind
+    print(json.dumps({"device": device, "jax": jax.__version__, "copy_gbytes_per_s": round(top)}))
     for case, function in compiled.items():
         operation, width, implementation, mode = case
         row = {

@@ -25,7 +25,7 @@ import numpy as np
 from absl import app, flags
 
 from pangu_jax.kernels.segment_attention import segment_attention
-from pangu_jax.kernels.timing import compile_all, matmul_tflops, measure
+from pangu_jax.kernels.timing import alone, compile_all, matmul_tflops, measure
 
 # Batch, length, query heads, key-value heads, head width. The first three are shapes of published
 # measurements on Hopper GPUs.
@@ -48,6 +48,9 @@ _IMPLEMENTATIONS = flags.DEFINE_list(
     "Of dense, xla, cudnn, splash, pallas_gpu, pallas_tpu, auto.",
 )  # fmt: skip
 _DTYPE = flags.DEFINE_enum("dtype", "f32", ["f32", "bf16"], "Type of q, k, v.")
+_LOCK = flags.DEFINE_string(
+    "lock", "", "File to lock while the clock runs: several of these can compile side by side."
+)
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Timed calls; the fastest counts.", lower_bound=1)
 
 
@@ -100,13 +103,19 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     dtype = jnp.bfloat16 if _DTYPE.value == "bf16" else jnp.float32
-    top = matmul_tflops(dtype, _REPEATS.value)
-    device = jax.devices()[0].device_kind
-    print(json.dumps({"device": device, "jax": jax.__version__, "matmul_tflops": round(top, 3)}))
     args = {case[1:3]: inputs(*case[1:3], dtype) for case in cases()}
     compiled = compile_all(
         {case: (call(case[1][-1], *case[3:]), args[case[1:3]][:-1]) for case in cases()}
     )
+    with alone(_LOCK.value):
+        report(compiled, args, dtype)
+
+
+def report(compiled, args, dtype):
+    """Measures and prints."""
+    top = matmul_tflops(dtype, _REPEATS.value)
+    device = jax.devices()[0].device_kind
+    print(json.dumps({"device": device, "jax": jax.__version__, "matmul_tflops": round(top, 3)}))
     for case, function in compiled.items():
         name, shape, documents, implementation, mode = case
         batch, length, heads, kv_heads, width = shape

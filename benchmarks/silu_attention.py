@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from pangu_jax.kernels.timing import compile_all, matmul_tflops, measure
+from pangu_jax.kernels.timing import alone, compile_all, matmul_tflops, measure
 from recsys_jax.kernels.silu_attention import silu_attention
 from recsys_jax.kernels.silu_attention.arg_specs import CONFIGS, ArgSpec, by_name
 from recsys_jax.kernels.silu_attention.output import SiluAttentionOutput
@@ -37,6 +37,9 @@ _IMPLEMENTATIONS = flags.DEFINE_list(
     "implementations", ["naive", "xla"], "Of naive, xla, pallas_tpu, pallas_gpu, auto."
 )
 _DTYPE = flags.DEFINE_enum("dtype", "f32", ["f32", "bf16"], "Type of q, k, v.")
+_LOCK = flags.DEFINE_string(
+    "lock", "", "File to lock while the clock runs: several of these can compile side by side."
+)
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Timed calls; the fastest counts.", lower_bound=1)
 
 
@@ -112,11 +115,17 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     dtype = jnp.bfloat16 if _DTYPE.value == "bf16" else jnp.float32
+    args = {spec: inputs(spec, dtype) for spec, *_ in cases()}
+    compiled = compile_all({case: (call(*case), args[case[0]]) for case in cases()})
+    with alone(_LOCK.value):
+        report(compiled, args, dtype)
+
+
+def report(compiled, args, dtype):
+    """Measures and prints."""
     top = matmul_tflops(dtype, _REPEATS.value)
     device = jax.devices()[0].device_kind
     print(json.dumps({"device": device, "jax": jax.__version__, "matmul_tflops": round(top, 3)}))
-    args = {spec: inputs(spec, dtype) for spec, *_ in cases()}
-    compiled = compile_all({case: (call(*case), args[case[0]]) for case in cases()})
     for case, function in compiled.items():
         spec, bias, implementation, mode = case
         row = {

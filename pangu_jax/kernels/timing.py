@@ -8,10 +8,12 @@ Arrays that fit into the device's cache may stay there from turn to turn.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import statistics
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -185,6 +187,20 @@ def measure(function: Callable[..., Any] | Compiled, *args: Any, repeats: int) -
     return Timing(
         min(device), statistics.median(device), min(wall), min(cpu), function.milliseconds
     )
+
+
+@contextlib.contextmanager
+def alone(path: str) -> Iterator[None]:
+    """Holds a lock on the file `path`, '' for none.
+
+    Benchmarks that share one can compile side by side and use the clock one after the other.
+    """
+    if not path:
+        yield
+        return
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _clock(run, repeats):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 
 import jax
@@ -85,3 +86,12 @@ def test_loop_is_what_is_timed_on_a_device(monkeypatch):
     jax.effects_barrier()
     assert len(calls) == (2 + 5) + 2 * (1 + 5)
     assert result.device > 0 and result.wall > 0
+
+
+def test_one_clock_at_a_time(tmp_path):
+    path = str(tmp_path / "lock")
+    with timing.alone(""), timing.alone(path), open(path) as other:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with open(path) as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
