@@ -24,7 +24,7 @@ from pangu_jax.data.text.errors import TextDataError
 from pangu_jax.data.text.filters import FilterConfig
 from pangu_jax.data.text.quality import Scorer, heuristic_difficulty, heuristic_quality
 from pangu_jax.data.text.reading import ReadRules
-from pangu_jax.data.text.shards import TOKENIZER, ShardConfig, is_held_out, write_shards
+from pangu_jax.data.text.shards import MANIFEST, TOKENIZER, ShardConfig, is_held_out, write_shards
 from pangu_jax.data.text.sources import SourceConfig, read_sources, source_notice
 from pangu_jax.data.tokenizer import (
     BpeConfig,
@@ -133,7 +133,8 @@ def build_corpus(
                 _compare(config, folder, tokenizer, report)
         with open(cleaned, "rb") as handle:
             corpus = hashlib.file_digest(handle, "sha256").hexdigest()
-        report("writing shards")
+        if not (folder / "held_out" / MANIFEST).is_file():
+            report("writing shards")
         write_shards(
             read_cleaned(folder), tokenizer, folder, corpus=corpus, config=config.shards,
             report=report,
@@ -178,7 +179,7 @@ def _what_went(counts: CleanReport) -> str:
         for domain, row in counts.to_dict().items()
     }
     told = "; ".join(f"{domain}: {reasons}" for domain, reasons in gone.items() if reasons)
-    return told or "none was read (empty documents are left out)"
+    return told or "none was read (empty ones and what is not UTF-8 are left out)"
 
 
 def _train_tokenizer(config: CorpusConfig, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import resource
 import sys
 
 import polars as pl
@@ -120,7 +121,11 @@ def test_list_shows_every_configuration_and_help_is_there():
     assert done.returncode == 0, done.stderr
     for name in ("fuxi_alpha.py", "compare.py", "own_log.py", "ml100k"):
         assert name in done.stdout
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert "--workdir" in launch("--help").stdout
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Processor time, which other work on the machine does not change.
+    assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 3.0
 
 
 def test_a_wrong_column_names_the_ones_there_and_does_not_bind_the_directory(trained, tmp_path):
