@@ -92,15 +92,33 @@ def keep_to_corpus(corpus: Corpus, workdir: Workdir) -> None:
         write_json(workdir.path / _IDENTITY, corpus.identity | {"folder": str(corpus.folder)})
 
 
+def of_the_run(config: PretrainConfig, workdir: str | pathlib.Path) -> PretrainConfig:
+    """The configuration with the corpus that the checkpoints of a run were trained on, where that
+    is still there and no folder is given: the text it was made of may have changed since."""
+    workdir = pathlib.Path(workdir)
+    if config.corpus_folder or not Checkpoints.any_in(workdir / "checkpoints" / "latest"):
+        return config
+    folder = _noted(workdir).get("folder")
+    if not folder or not (pathlib.Path(folder) / "train" / "manifest.json").is_file():
+        return config
+    return dataclasses.replace(config, corpus_folder=folder)
+
+
+def _noted(workdir: pathlib.Path) -> dict[str, str]:
+    try:
+        return json.loads((workdir / _IDENTITY).read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
 def check_corpus(corpus: Corpus, workdir: str | pathlib.Path, *, documents: bool = False) -> None:
     """Raises PretrainError where the corpus is not the one that the run was trained on.
 
     documents: they must be the same too, not only the tokenizer. A directory without a note of its
     corpus passes.
     """
-    try:
-        noted = json.loads((pathlib.Path(workdir) / _IDENTITY).read_text())
-    except (OSError, json.JSONDecodeError):
+    noted = _noted(pathlib.Path(workdir))
+    if not noted:
         return
     kinds = {"tokenizer_sha256": "tokenizer", "documents_sha256": "training documents"}
     for key, what in kinds.items() if documents else [("tokenizer_sha256", "tokenizer")]:

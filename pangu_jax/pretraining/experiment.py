@@ -21,6 +21,7 @@ from pangu_jax.pretraining.corpus import (
     PretrainError,
     check_corpus,
     keep_to_corpus,
+    of_the_run,
     open_corpus,
 )
 from pangu_jax.pretraining.layer_statistics import STATISTICS, LayerStatistics
@@ -50,7 +51,7 @@ def run(mode: str, config: dict[str, Any], workdir: pathlib.Path, command: list[
     if mode not in modes:
         raise ValueError(f"--mode={mode} does not exist for pre-training; use {', '.join(modes)}.")
     schedule = experiment.schedule.build()
-    corpus = open_corpus(experiment, schedule, _say)
+    corpus = open_corpus(of_the_run(experiment, workdir), schedule, _say)
     if mode in ("eval", "generate", "needle"):
         check_corpus(corpus, workdir)
     return modes[mode](experiment, schedule, corpus, workdir)

@@ -23,6 +23,7 @@ from pangu_jax.pretraining.corpus import (
     PretrainError,
     check_corpus,
     keep_to_corpus,
+    of_the_run,
     open_corpus,
 )
 from pangu_jax.pretraining.layer_statistics import read_statistics
@@ -225,6 +226,10 @@ def test_a_corpus_that_is_not_the_run_s_is_refused(config, trained, tmp_path):
     with Workdir.open(trained, config) as held, pytest.raises(PretrainError, match="tokenizer"):
         keep_to_corpus(opened, held)
     keep_to_corpus(open_corpus(config, schedule), Workdir(trained))
+    # Without a folder it is the run's own corpus, whatever its text has become meanwhile.
+    unnamed = dataclasses.replace(other, corpus_folder=None)
+    assert of_the_run(unnamed, trained).corpus_folder == noted["folder"]
+    assert of_the_run(other, trained) == other and of_the_run(unnamed, tmp_path) == unnamed
     # A directory in which nothing was trained takes the corpus that it is given.
     for source in (opened, open_corpus(config, schedule)):
         keep_to_corpus(source, Workdir(tmp_path))
