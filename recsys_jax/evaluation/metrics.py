@@ -27,10 +27,10 @@ def apply_rank_limit(ranks, limit: int | None):
 def rank_metrics(
     ranks, ks: Iterable[int] = DEFAULT_KS, *, rank_limit: int | None = None
 ) -> dict[str, np.ndarray]:
-    """NDCG@K, HR@K (= Recall@K), MRR@K and MRR of users with one target each.
+    """NDCG@K, HR@K, Recall@K, MRR@K and MRR of users with one target each.
 
     NDCG@K = 1 / log2(rank + 1), HR@K = 1, MRR@K = 1 / rank where rank <= K, else 0; MRR has no
-    cut-off.
+    cut-off. With one target Recall@K is HR@K; it stands under both names.
 
     Args:
       ranks: int [U], 1 = best.
@@ -59,7 +59,7 @@ def rank_metrics(
     for k in check_ks(ks):
         hit = ranks <= k
         out[f"NDCG@{k}"] = np.where(hit, gain, 0.0)
-        out[f"HR@{k}"] = hit.astype(np.float64)
+        out[f"HR@{k}"] = out[f"Recall@{k}"] = hit.astype(np.float64)
         out[f"MRR@{k}"] = np.where(hit, reciprocal, 0.0)
     out["MRR"] = reciprocal
     return out

@@ -67,6 +67,7 @@ def test_equals_a_loop_over_users():
     np.testing.assert_array_equal(got.users, users)
     np.testing.assert_array_equal(got.ranks, ranks)
     np.testing.assert_array_equal(got.topk_items, lists[:, :7])
+    assert got.metrics["Recall@10"] == (ranks <= 10).mean()
     for name, values in metrics.rank_metrics(ranks).items():
         np.testing.assert_array_equal(got.per_user[name], values)
         assert got.metrics[name] == pytest.approx(values.mean())
