@@ -54,7 +54,8 @@ def load_weights(
       tokenizer: False skips it, and with it the need of the `tokenizers` package.
 
     Raises:
-      WeightsError: no such path, or whatever the importers refuse.
+      WeightsError: no such path, a tokenizer with more tokens than the model has rows, or
+        whatever the importers refuse.
       WheelError: a built-in model that is neither cached nor to be had.
     """
     if os.fspath(path) in BUILT_IN:
@@ -76,9 +77,22 @@ def load_weights(
             f"There is no file or directory {path}; give a .gguf file, a directory with "
             f"config.json and *.safetensors, or one of: {', '.join(BUILT_IN)}."
         )
+    if found is not None:
+        _check_vocabulary(path, config, found)
     if mesh is None:
         params = _to_device(params)
     return LoadedModel(config, params, found)
+
+
+def _check_vocabulary(path: Path, config: DecoderConfig, found: LoadedTokenizer) -> None:
+    """The embedding may have spare rows; a token without a row would read another's."""
+    last = max(found.tokenizer.get_vocab(with_added_tokens=True).values())
+    if last >= config.vocab_size:
+        raise WeightsError(
+            f"The tokenizer of {path} has ids up to {last}, but the model's vocabulary ends at "
+            f"{config.vocab_size - 1}: they do not belong together. Put the tokenizer.json there "
+            "that the weights were trained with, or call load_weights(..., tokenizer=False)."
+        )
 
 
 def _to_device(tree: dict[str, Any]) -> dict[str, Any]:

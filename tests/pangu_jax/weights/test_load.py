@@ -79,6 +79,23 @@ def test_tokenizer_travels_with_the_weights(tmp_path):
     assert "pad_token_id" not in values and values["max_position_embeddings"] == 77
 
 
+def test_a_tokenizer_that_is_larger_than_the_vocabulary(tmp_path):
+    small = dataclasses.replace(CONFIG, vocab_size=599)
+    path = files.write_gguf(
+        tmp_path / "m.gguf", CONFIG, files.gguf_tensors(CONFIG, files.random_params(CONFIG)),
+        edit=tokenizers.byte_level,
+    )  # fmt: skip
+    with_it = load_weights(path)
+    folder = export_safetensors(
+        CONFIG, with_it.params, tmp_path / "hf", tokenizer=with_it.tokenizer
+    )
+    shrunk = export_safetensors(small, files.random_params(small), tmp_path / "small")
+    (folder / "tokenizer.json").rename(shrunk / "tokenizer.json")
+    with pytest.raises(WeightsError, match="ids up to 599, but .* ends at 598"):
+        load_weights(shrunk)
+    assert load_weights(shrunk, tokenizer=False).tokenizer is None
+
+
 def test_unknown_path():
     with pytest.raises(WeightsError, match="no file or directory smollm3; .*one of: smollm2"):
         load_weights("smollm3")
