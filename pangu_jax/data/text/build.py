@@ -104,6 +104,7 @@ def build_corpus(
       TextDataError: the folder holds another corpus; what the stages raise.
       TokenizerError: too little text for the vocabulary.
     """
+    _require_tokenizers()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     settings = to_dict(config)
@@ -140,6 +141,16 @@ def build_corpus(
             report=report,
         )  # fmt: skip
     return folder
+
+
+def _require_tokenizers() -> None:
+    # Before minutes go into reading and cleaning.
+    try:
+        import tokenizers  # noqa: F401
+    except ImportError as error:
+        raise TextDataError(
+            "Text data needs the package tokenizers: run pip install -e '.[text]' in the checkout."
+        ) from error
 
 
 def read_cleaned(folder: str | Path) -> Iterator[Scored]:

@@ -68,8 +68,8 @@ class Deduplicator:
                 import datasketch
             except ImportError as error:
                 raise TextDataError(
-                    "Near-duplicate removal needs the package datasketch: pip install "
-                    "'pangu-recsys-jax[text]', or set near_threshold=1.0."
+                    "Near-duplicate removal needs the package datasketch: run pip install -e "
+                    "'.[text]' in the checkout, or set near_threshold=1.0."
                 ) from error
             # The index is asked for a little less than the threshold, so that bands, which are
             # coarse, miss few pairs; the signatures then decide.

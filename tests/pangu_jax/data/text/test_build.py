@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -139,6 +140,13 @@ def test_nothing_left_is_an_error_and_keeps_nothing(config, tmp_path):
     for file in (tmp_path / "english").iterdir():
         (tmp_path / "none" / file.name).write_text(file.read_text())
     assert len(TextShards(build_corpus(wanted, tmp_path / "corpus") / "train"))
+
+
+def test_a_missing_package_is_said_before_anything_is_read(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(TextDataError, match=r"tokenizers: run pip install -e '\.\[text\]'"):
+        build_corpus(resolve(CorpusConfig, config), tmp_path / "corpus")
+    assert not (tmp_path / "corpus").exists()
 
 
 def test_settings_that_cannot_be(config):
