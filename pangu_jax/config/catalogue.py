@@ -84,15 +84,13 @@ def print_catalogue(root: pathlib.Path) -> None:
     console = Console()
     for path in files(root):
         module = load(path)
-        table = Table(
-            title=f"[bold]{path.relative_to(root)}[/bold]  "
-            + (module.__doc__ or "").strip().splitlines()[0],
-            title_justify="left",
-            show_lines=False,
-        )
+        console.print(f"[bold]{path.relative_to(root)}[/bold]")
+        console.print((module.__doc__ or "").strip().splitlines()[0])
+        table = Table(show_lines=False)
         for column in ("variant", "what it does", "time, 2 cores", "expect"):
             table.add_column(column, overflow="fold")
         for name, variant in getattr(module, "VARIANTS", {}).items():
             table.add_row(name, variant.what, variant.time, variant.expect)
         console.print(table)
         console.print()
+    console.print("Run one with: python launch.py --config=FILE:VARIANT", highlight=False)
