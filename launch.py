@@ -191,6 +191,12 @@ def _main(argv: list[str]) -> int:
         if os.environ.get("PANGU_JAX_TRACEBACK"):
             raise
         print(f"\nError: {error}\n(set PANGU_JAX_TRACEBACK=1 for the traceback)", file=sys.stderr)
+        from pangu_jax.training.errors import LostProcessError
+
+        if isinstance(error, LostProcessError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(2)  # an ordinary exit waits for the process that is gone
         return 2
 
 

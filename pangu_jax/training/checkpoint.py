@@ -85,6 +85,11 @@ class Checkpoints:
                 max_to_keep=keep if writable else None,
                 create=writable,
                 enable_async_checkpointing=writable,
+                # Several processes save under two folders at a time; without names of their own
+                # the barriers of one are taken for those of the other.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    barrier_sync_key_prefix=self.folder.name
+                ),
             ),
             item_names=("params", "train", "data", "extra"),
         )

@@ -39,6 +39,14 @@ class NonFiniteError(TrainingError):
         self.batch_file = batch_file
 
 
+class LostProcessError(TrainingError):
+    """A computation across processes failed, most likely because another process has ended.
+
+    What waits for the others (saving, closing, `jax.distributed.shutdown`) would wait for nothing:
+    end this process with `os._exit`.
+    """
+
+
 class DataExhaustedError(TrainingError):
     """The training data ended before the last step."""
 

@@ -36,7 +36,7 @@ from pangu_jax.training.compilation_cache import enable_compilation_cache
 from pangu_jax.training.config import TrainConfig
 from pangu_jax.training.division import DividedState, Division
 from pangu_jax.training.early_stopping import BestTracker
-from pangu_jax.training.errors import DataExhaustedError, TrainingError
+from pangu_jax.training.errors import DataExhaustedError, LostProcessError, TrainingError
 from pangu_jax.training.log_window import LogWindow
 from pangu_jax.training.metrics_writer import MetricsWriter, read_metrics
 from pangu_jax.training.nonfinite import report_nonfinite
@@ -151,8 +151,14 @@ def fit(
         run = _Run(config, workdir, mesh, evaluate, describe_batch, signals)
         run.given_schedule, run.stream, run.derive = schedule, stream, derive
         stack.callback(run.close)
-        run.prepare(init_fn, loss_fn, dataset, rules, division)
-        return run.train()
+        try:
+            run.prepare(init_fn, loss_fn, dataset, rules, division)
+            return run.train()
+        except jax.errors.JaxRuntimeError as error:
+            if jax.process_count() == 1:
+                raise
+            stack.pop_all()  # not closed: that would wait for the process that is gone
+            raise run.lost_process(error) from error
 
 
 class _Run:
@@ -457,6 +463,22 @@ class _Run:
             interrupted=number is not None,
             signal=number,
             stopped_early=number is None and self.step < self.config.steps,
+        )
+
+    def lost_process(self, error: Exception) -> LostProcessError:
+        """What to tell when a computation across processes has failed."""
+        saved = self.latest.steps() if self.latest else []
+        rest = (
+            f"continue from the checkpoint of step {max(saved)}"
+            if saved
+            else "start again: there is no checkpoint yet"
+        )
+        index, count = jax.process_index(), jax.process_count()
+        return LostProcessError(
+            f"Process {index} of {count} stops at step {self.step}, because a computation with the "
+            "others failed; most likely another process has ended (see its output). Start all "
+            f"{count} processes again with the same command: they {rest}. The failure: "
+            f"{str(error).splitlines()[0][:300]}"
         )
 
     def close(self) -> None:
