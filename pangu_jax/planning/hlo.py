@@ -1,7 +1,8 @@
 """Collectives of a compiled program, read from its HLO text, with loop trips multiplied out.
 
 XLA's own cost analysis counts the body of a loop once; here every loop is walked as often as it
-runs. Where its trip count cannot be told, the body is counted once and the loop is reported.
+runs. Where its trip count cannot be told and it holds collectives, the body is counted once and the
+loop is reported.
 
 Read are the dialects of the CPU, GPU and TPU compilers: replica groups as lists, as iota tiles
 (`[4,2]<=[8]`) and as axes of a mesh (`mesh['a'=4,'b'=2] {'b'}`); synchronous operations,
@@ -51,7 +52,8 @@ class HloCollective:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HloCollectives:
-    """All collectives of a program, and the loops whose trip count is unknown (counted once)."""
+    """All collectives of a program, and the loops around any whose trip count is unknown (counted
+    once)."""
 
     operations: tuple[HloCollective, ...]
     unknown_loops: tuple[str, ...] = ()
@@ -99,12 +101,12 @@ def hlo_collectives(text: str) -> HloCollectives:
                     )
                 )  # fmt: skip
             elif op.opcode == "while":
-                trips = _trip_count(op, computations)
-                if trips is None:
-                    unknown.append(op.name)
+                trips, before = _trip_count(op, computations), len(found)
                 body = re.search(r"\bbody=%?([\w.\-]+)", op.rest)
                 if body:
                     walk(body.group(1), times * (1 if trips is None else trips), conditional)
+                if trips is None and len(found) > before:
+                    unknown.append(op.name)
             elif op.opcode == "conditional":
                 for branch in _branches(op.rest):
                     walk(branch, times, True)
