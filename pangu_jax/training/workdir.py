@@ -176,6 +176,8 @@ class Workdir:
             refused = []
             for key, (before, now) in differing_keys(old, config).items():
                 fine = any(fnmatch.fnmatchcase(key, pattern) for pattern in allowed)
+                # A setting that an earlier version did not have, and that is not used.
+                fine |= before == "-" and now is None
                 if fine and key == "train.steps" and _is_less(now, before):
                     fine = self._steps_done() <= now
                 if not fine:

@@ -135,7 +135,7 @@ class TemporalGlobal:
         if valid > test:
             raise DataError(
                 f"The validation period starts at {valid}, after the test period at {test}; set "
-                "--config.split.valid_quantile <= --config.split.test_quantile."
+                "--config.split.valid_from or valid_quantile below test_from or test_quantile."
             )
         return valid, test
 
@@ -156,7 +156,7 @@ class TemporalGlobal:
         if not len(merged[0]):
             raise DataError(
                 f"No user has two events before {valid_from}, where validation starts: nothing to "
-                "train on. Choose a larger --config.split.valid_quantile."
+                "train on. Choose a later --config.split.valid_from or valid_quantile."
             )
         return Split(*merged)
 

@@ -20,11 +20,11 @@ from jax.sharding import PartitionSpec as P
 
 from recsys_jax.evaluation import metrics as metrics_lib
 from recsys_jax.evaluation import processes
+from recsys_jax.evaluation.progress import Progress, with_progress
 from recsys_jax.evaluation.ranking import rank_targets_and_topk
 from recsys_jax.evaluation.sharded import pad_rows, rank_targets_and_topk_sharded
 
 Batch = Mapping[str, np.ndarray]
-Progress = Callable[[int, int | None], None]
 _IN_FLIGHT = 2  # Batches whose results are awaited while the next ones are prepared.
 
 
@@ -148,7 +148,8 @@ class Evaluator:
           params: anything `encode_fn` takes.
           item_table: float [I + 1 (+ padding), D], or params -> such a table.
           batches: evaluation batch dicts (see docs/evaluation.md); rows with users < 0 are
-            fillers. A user that occurs in several rows counts several times.
+            fillers. A user that occurs in several rows, one per target, counts once, with the
+            mean over them; rank and list are those of the last one.
           progress: True for a bar on the terminal, or a function (batches done, total or None).
         Raises:
           EvaluationError: no user with a known target, non-finite vectors, fields missing.
@@ -158,7 +159,7 @@ class Evaluator:
         counts = None
         weights = self._popularity_weights()
         stream = self._run(params, item_table, batches, max(self.k_coverage, self.keep_topk))
-        for lists, history, num_items in _with_progress(stream, batches, progress):
+        for lists, history, num_items in with_progress(stream, batches, progress):
             if counts is None:
                 counts = np.zeros(num_items + 1, np.int64)
                 self._check_popularity(num_items)
@@ -333,16 +334,22 @@ class Evaluator:
             per_user[f"popularity_lift@{k}"] = (
                 arrays["rec_popularity_percentile"] - arrays["history_popularity_percentile"]
             )
-        metrics = {name: _mean(values) for name, values in per_user.items()}
+        users, last = arrays["users"], slice(None)
+        if len(np.unique(users)) < len(users):
+            per_user = {
+                name: metrics_lib.mean_by_user(users, values) for name, values in per_user.items()
+            }
+            last = np.flatnonzero(np.append(users[1:] != users[:-1], True))
+        metrics = {name: metrics_lib.mean_of_defined(values) for name, values in per_user.items()}
         if k:
             metrics[f"coverage@{k}"] = metrics_lib.coverage(counts)
             metrics[f"gini@{k}"] = metrics_lib.gini(counts)
         return EvaluationResult(
             metrics=metrics,
             per_user=per_user,
-            users=arrays["users"],
-            ranks=ranks,
-            topk_items=arrays.get("items"),
+            users=users[last],
+            ranks=ranks[last],
+            topk_items=arrays["items"][last] if "items" in arrays else None,
             item_counts=counts,
             seconds=seconds,
         )
@@ -383,30 +390,9 @@ def _all_finite(table):
     return jnp.isfinite(table).all()
 
 
-def _mean(values: np.ndarray) -> float:
-    """Mean of the defined values; NaN without a warning where there is none."""
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if defined.size else float("nan")
-
-
 def _field(batch, name):
     if name not in batch:
         raise EvaluationError(
             f"The evaluation batch lacks the field {name!r}; it has {sorted(batch)}."
         )
     return batch[name]
-
-
-def _with_progress(stream, batches, progress: Progress | bool):
-    if progress is False or progress is None:
-        yield from stream
-        return
-    total = len(batches) if hasattr(batches, "__len__") else None
-    if progress is not True:
-        for done, item in enumerate(stream, 1):
-            yield item
-            progress(done, total)
-        return
-    from rich.progress import track  # Lazy: only a terminal needs it.
-
-    yield from track(stream, description="evaluate", total=total)

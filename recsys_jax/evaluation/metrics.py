@@ -190,3 +190,18 @@ def mean_over_lists(values, items) -> np.ndarray:
     number = present.sum(1)
     total = np.where(present, np.asarray(values, np.float64)[items], 0.0).sum(1)
     return np.where(number > 0, total / np.maximum(number, 1), np.nan)
+
+
+def mean_of_defined(values: np.ndarray) -> float:
+    """Mean of the defined values; NaN without a warning where there is none."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else float("nan")
+
+
+def mean_by_user(users: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Mean of the defined values of each user, in the order of the sorted `users`."""
+    starts = np.flatnonzero(np.append(True, users[1:] != users[:-1]))
+    defined = ~np.isnan(values)
+    total = np.add.reduceat(np.where(defined, values, 0.0), starts)
+    count = np.add.reduceat(defined.astype(np.float64), starts)
+    return np.divide(total, count, out=np.full(len(starts), np.nan), where=count > 0)

@@ -21,6 +21,8 @@ class SplitConfig:
     order: str = "stable"  # of events with equal times: stable | official (unstable sort)
     valid_quantile: float = 0.8  # temporal: share of events before validation starts
     test_quantile: float = 0.9  # temporal: share of events before the test starts
+    valid_from: int | None = None  # temporal: a time in place of the quantile
+    test_from: int | None = None
     targets: str = "first"  # temporal: which held-out events are targets: first | last | all
 
     def options(self) -> dict[str, Any]:
@@ -29,6 +31,8 @@ class SplitConfig:
         return {
             "valid_quantile": self.valid_quantile,
             "test_quantile": self.test_quantile,
+            "valid_from": self.valid_from,
+            "test_from": self.test_from,
             "targets": self.targets,
         }
 

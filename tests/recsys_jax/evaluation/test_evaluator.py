@@ -213,6 +213,26 @@ def test_errors():
         evaluate(encode, bad, lambda _: params["table"], batches)
 
 
+def test_a_user_with_several_targets_counts_once():
+    """Otherwise intervals and tests over users would take the rows for as many users."""
+    params, batches = make(users=16)
+    popularity = np.arange(ITEMS + 1)
+    rows = evaluate(encode, params, table_of, batches, popularity=popularity, keep_topk=3)
+    for batch in batches:
+        batch["users"] = batch["users"] // 2 % 4  # eight users become four in two batches
+    got = evaluate(encode, params, table_of, batches, popularity=popularity, keep_topk=3)
+    owner = rows.users // 2 % 4
+    assert got.users.tolist() == [0, 1, 2, 3] and got.num_users == 4
+    for name, values in rows.per_user.items():
+        want = [values[owner == user].mean() for user in range(4)]
+        np.testing.assert_allclose(got.per_user[name], want)
+        assert got.metrics[name] == pytest.approx(np.mean(want))
+    assert got.metrics["coverage@10"] == rows.metrics["coverage@10"]
+    last = [np.flatnonzero(owner == user)[-1] for user in range(4)]
+    np.testing.assert_array_equal(got.topk_items, rows.topk_items[last])
+    np.testing.assert_array_equal(got.ranks, rows.ranks[last])
+
+
 def test_rows_that_do_not_fit_the_mesh_name_the_key():
     params, batches = make(rows=15)
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
