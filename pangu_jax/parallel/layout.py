@@ -316,6 +316,27 @@ def layout_mesh(layout: Layout, devices=None) -> Mesh:
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def topology_mesh(
+    layout: Layout,
+    model: DecoderConfig,
+    topology: Topology,
+    *,
+    seq_len: int,
+    batch_rows: int | None = None,
+    devices=None,
+) -> Mesh:
+    """`layout_mesh` after every check of `check_layout`: tensor inside a node of the topology, axes
+    that divide heads, MLP columns, rows and batch, stages that the layers fill.
+
+    The vocabulary is padded instead (`padded_vocabulary`).
+
+    Raises:
+      LayoutError: something does not fit; the text says what to change.
+    """
+    check_layout(layout, model, seq_len=seq_len, batch_rows=batch_rows, topology=topology)
+    return layout_mesh(layout, devices)
+
+
 def abstract_mesh(layout: Layout) -> AbstractMesh:
     """The same mesh without devices: programs can be traced and lowered for it, not compiled."""
     return AbstractMesh(layout.mesh_shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -32,7 +32,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from pangu_jax.models.config import DecoderConfig
 from pangu_jax.models.presets import preset
-from pangu_jax.parallel.layout import AXES, Layout, LayoutError, layout_mesh
+from pangu_jax.parallel.layout import AXES, Layout, LayoutError, layout_mesh, topology_mesh
 from pangu_jax.parallel.phase_layouts import phase_layouts
 from pangu_jax.planning.communication import step_collectives
 from pangu_jax.planning.differences import collective_differences
@@ -105,7 +105,12 @@ def compile_ahead(
       TargetError: the plugin is missing. LayoutError: a layout that does not fit.
     """
     started = [time.perf_counter()]
-    mesh = layout_mesh(layout, target_devices(chosen))
+    devices = target_devices(chosen)
+    mesh = (
+        topology_mesh(layout, config, chosen.figures, seq_len=seq_len, devices=devices)
+        if chosen.figures
+        else layout_mesh(layout, devices)
+    )
     started.append(time.perf_counter())
     traced = train_program(config, layout, mesh, seq_len).trace()
     started.append(time.perf_counter())

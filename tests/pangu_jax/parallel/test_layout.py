@@ -18,6 +18,7 @@ from pangu_jax.parallel.layout import (
     check_layout,
     layout_mesh,
     padded_vocabulary,
+    topology_mesh,
 )
 from pangu_jax.parallel.mesh import MeshError
 from pangu_jax.parallel.phase_layouts import phase_layouts
@@ -197,6 +198,24 @@ def test_mesh_over_some_devices_and_too_few():
     assert layout_mesh(Layout(tensor=4), jax.devices()[4:]).devices.size == 4
     with pytest.raises(LayoutError, match="takes 16 devices.*there are 8; change layout.data"):
         layout_mesh(Layout(data=16))
+
+
+def test_mesh_of_a_topology_is_checked():
+    model = preset("debug", num_heads=4, num_kv_heads=4)
+    node = topology("cpu_8")
+    layout = Layout(data=2, tensor=4)
+    mesh = topology_mesh(layout, model, node, seq_len=64, batch_rows=2)
+    assert dict(mesh.shape) == {"data": 2, "pipe": 1, "context": 1, "tensor": 4}
+    for wrong, message in (
+        (Layout(data=2, tensor=2), "set layout.data to 4"),
+        (Layout(tensor=8), "tensor may be"),
+        (Layout(data=4, tensor=2), "wanted; choose layout.data among"),
+    ):
+        with pytest.raises(LayoutError, match=message):
+            topology_mesh(wrong, model, node, seq_len=64, batch_rows=2)
+    across = dataclasses.replace(node, nodes=4, devices_per_node=2)
+    with pytest.raises(LayoutError, match="crosses the nodes"):
+        topology_mesh(layout, model, across, seq_len=64, batch_rows=2)
 
 
 def test_programs_are_lowered_for_8192_devices():

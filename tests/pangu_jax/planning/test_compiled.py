@@ -255,5 +255,14 @@ def test_the_135b_step_compiles_for_8192_devices(name, tmp_path):
     subprocess.run([sys.executable, "-m", "pangu_jax.planning.compiled", *arguments], check=True)
     record = json.loads(out.read_text())
     assert record["memory"]["total"] < target(name).figures.memory_bytes
+    assert not record["unknown_loops"]
     planned = sum(record["planned_memory"].values())
-    assert record["memory"]["total"] == pytest.approx(planned, rel=0.25)
+    # Compilers' own copies come on top: 3 to 24 % (GPU, by version), 38 % (TPU).
+    assert 0.98 * planned < record["memory"]["total"] < (1.3 if "h100" in name else 1.45) * planned
+    other = {
+        (d["kind"], d["group"])
+        for d in record["differences"]
+        if not d["explained"] and max(d["planned_bytes"], d["compiled_bytes"]) > 4e6
+    }
+    # The TPU compiler makes all-reduces of the reduce-scatters over tensor.
+    assert other <= (set() if "h100" in name else {("reduce-scatter", 8)})
