@@ -239,8 +239,11 @@ def test_a_small_step_compiles_for_absent_devices(name, tmp_path):
     record = json.loads(out.read_text())
     assert record["devices"] == 8 and record["memory"]["temporaries"] > 0
     kinds = {(c["part"], c["kind"]) for c in record["collectives"]}
+    # The TPU compiler makes all-reduces of the scatters, some without a path.
+    scatters = ("reduce-scatter",) if name == "h100_8" else ()
     for part in ("forward", "rerun", "backward"):
-        assert {(part, "all-gather"), (part, "reduce-scatter")} <= kinds
+        assert {(part, kind) for kind in ("all-gather", *scatters)} <= kinds
+    assert scatters or any(kind == "all-reduce" for _, kind in kinds)
     assert ("pipeline", "collective-permute") in kinds
 
 
