@@ -13,7 +13,7 @@ from recsys_jax.data.errors import DataError
 from recsys_jax.data.load import Columns
 from recsys_jax.data.schema import InteractionLog, check_ids, check_time
 from recsys_jax.data.sequences import UserSequences
-from recsys_jax.data.tables import id_column, require_columns, scan_table, time_column
+from recsys_jax.data.tables import id_column, readable, require_columns, scan_table, time_column
 from recsys_jax.data.vocabulary import Vocabulary
 
 KINDS = {".csv": "csv", ".parquet": "parquet", ".jsonl": "jsonl"}
@@ -118,7 +118,8 @@ def histories_from_file(
 
 
 def _read_table(path: Path, kind: str, columns: Columns, separator: str) -> tuple:
-    frame = scan_table(path, kind, separator, key="predict.histories").collect()
+    with readable(path):
+        frame = scan_table(path, kind, separator, key="predict.histories").collect()
     require_columns(frame.columns, {"user": columns.user, "item": columns.item}, str(path))
     first = 2 if kind == "csv" else 1
     users = check_ids(id_column(frame[columns.user]), "user", str(path), first)
@@ -133,7 +134,7 @@ def _read_jsonl(path: Path) -> tuple:
         raise DataError(f"There is no file {path}; set --config.predict.histories.")
     users, items, times, rows = [], [], [], []
     line_of: dict[Any, int] = {}
-    with open(path, encoding="utf-8") as handle:
+    with readable(path), open(path, encoding="utf-8") as handle:
         for number, line in enumerate(handle, start=1):
             if not line.strip():
                 continue

@@ -29,7 +29,8 @@ from recsys_jax.data.array_record_sequences import (
 )
 from recsys_jax.data.errors import DataError, DataWarning
 from recsys_jax.data.load import Columns
-from recsys_jax.data.out_of_core_input import files_of, open_columns, readable
+from recsys_jax.data.out_of_core_input import files_of, open_columns
+from recsys_jax.data.tables import readable
 
 if TYPE_CHECKING:
     import polars as pl

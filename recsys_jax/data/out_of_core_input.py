@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,17 +22,6 @@ def files_of(path: Path) -> list[Path]:
     if not found:
         raise DataError(f"There is no file {path}; set --config.data.path.")
     return found
-
-
-@contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Turns what polars raises while it reads the log into a DataError."""
-    import polars as pl
-
-    try:
-        yield
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def open_columns(

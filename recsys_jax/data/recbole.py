@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recsys_jax.data.errors import DataError, suggestion
-from recsys_jax.data.tables import id_column, numpy_column, require_columns, titles
+from recsys_jax.data.tables import id_column, numpy_column, readable, require_columns, titles
 
 if TYPE_CHECKING:
     import polars as pl
@@ -32,7 +32,7 @@ def read_atomic(path: str | Path) -> pl.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"There is no file {path}; set --config.data.path.")
-    with open(path, encoding="utf-8") as handle:
+    with readable(path), open(path, encoding="utf-8") as handle:
         header = handle.readline().rstrip("\r\n")
     if not header:
         raise DataError(f"{path} is empty: the first line must name the columns as name:type.")
@@ -43,11 +43,14 @@ def read_atomic(path: str | Path) -> pl.DataFrame:
                 f"{path} is not a RecBole atomic file: header field {(name + ':' + kind)!r} must "
                 f"be name:type with type one of {', '.join(TYPES)}." + suggestion(kind, TYPES)
             )
-    frame = pl.read_csv(
-        path, separator="\t", has_header=False, skip_rows=1, quote_char=None,
-        new_columns=[name for name, _, _ in columns], infer_schema=False, raise_if_empty=False,
-        truncate_ragged_lines=False,
-    ) if path.stat().st_size > len(header.encode()) + 2 else None  # fmt: skip
+    frame = None
+    if path.stat().st_size > len(header.encode()) + 2:
+        with readable(path):
+            frame = pl.read_csv(
+                path, separator="\t", has_header=False, skip_rows=1, quote_char=None,
+                new_columns=[name for name, _, _ in columns], infer_schema=False,
+                raise_if_empty=False, truncate_ragged_lines=False,
+            )  # fmt: skip
     if frame is None or frame.is_empty():
         return pl.DataFrame(schema={name: pl.String for name, _, _ in columns})
     for name, _, kind in columns:

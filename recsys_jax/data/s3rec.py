@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from recsys_jax.data.errors import DataError
+from recsys_jax.data.tables import readable
 
 
 def read_s3rec(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -20,7 +21,7 @@ def read_s3rec(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise DataError(f"There is no file {path}; set --config.data.path.")
     users, items, line_of = [], [], {}
-    with open(path, encoding="utf-8") as handle:
+    with readable(path), open(path, encoding="utf-8") as handle:
         for number, line in enumerate(handle, start=1):
             fields = line.split()
             if not fields:

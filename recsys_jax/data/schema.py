@@ -223,8 +223,10 @@ def check_numbers(column: Any, what: str, source: str, rows: Rows) -> np.ndarray
             try:
                 float(value)
             except (TypeError, ValueError):
+                dates = " Dates are read from Parquet columns of a date type."
                 raise DataError(
                     f"{source} row {_row(rows, row)}: {what} {value!r} is not a number."
+                    f"{dates if what == 'timestamp' else ''}"
                 ) from None
         column = column.astype(np.float64)
     if column.dtype.kind == "f":

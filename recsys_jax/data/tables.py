@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,26 @@ if TYPE_CHECKING:
     from recsys_jax.data.load import Columns
 
 KINDS = ("csv", "parquet")
+
+
+@contextlib.contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Turns what polars and the codecs raise while a file is read into a DataError."""
+    import polars as pl
+
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8 (byte 0x{error.object[error.start]:02x}); convert the file."
+        ) from error
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0]
+        if "utf-8" in reason.lower():
+            reason += "; convert the file to UTF-8"
+        elif "more fields" in reason:
+            reason = "a line has more fields than the header"
+        raise DataError(f"{path} cannot be read: {reason}.") from error
 
 
 def scan_table(
@@ -44,6 +65,10 @@ def scan_table(
         raise DataError(f"{path} is empty.")
     if path.is_dir():
         path = path / f"*.{kind}"
+        if not any(path.parent.glob(path.name)):
+            raise DataError(f"The folder {path.parent} holds no .{kind} file; set --config.{key}.")
+    if kind == "csv" and len(separator) != 1:
+        raise DataError(f"data.separator={separator!r} must be a single character.")
     try:
         if kind == "parquet":
             frame = pl.scan_parquet(path)
@@ -61,9 +86,13 @@ def require_columns(present: Iterable[str], wanted: dict[str, str], source: str)
     present = list(present)
     for role, name in wanted.items():
         if name not in present:
+            other = next((s for s in ";\t|," if len(present) == 1 and s in present[0]), None)
+            remedy = f"Name it with --config.data.columns.{role}."
+            if other:
+                remedy = f"Set --config.data.separator={other!r} if that is what divides columns."
             raise DataError(
                 f"{source} has no column {name!r} for the {role}; it has {', '.join(present)}."
-                f"{suggestion(name, present)} Name it with --config.data.columns.{role}."
+                f"{suggestion(name, present)} {remedy}"
             )
 
 
@@ -80,7 +109,8 @@ def read_table_log(
     wanted = {"user": columns.user, "item": columns.item, "timestamp": columns.timestamp}
     wanted |= {k: v for k in ("rating", "behaviour") if (v := getattr(columns, k))}
     require_columns(present, wanted | {f"features ({f})": f for f in columns.features}, path)
-    data = frame.select(list(dict.fromkeys([*wanted.values(), *columns.features]))).collect()
+    with readable(path):
+        data = frame.select(list(dict.fromkeys([*wanted.values(), *columns.features]))).collect()
     parts = {
         "users": id_column(data[columns.user]),
         "items": id_column(data[columns.item]),
@@ -96,7 +126,8 @@ def read_table_log(
         table = scan_table(catalogue, kind, separator, key="data.catalogue")
         wanted = {"item": columns.item} | ({"title": columns.title} if columns.title else {})
         require_columns(table.collect_schema().names(), wanted, catalogue)
-        table = table.select(list(wanted.values())).collect()
+        with readable(catalogue):
+            table = table.select(list(wanted.values())).collect()
         parts["catalogue"] = id_column(table[columns.item])
         if columns.title:
             parts["item_titles"] = titles(parts["catalogue"], table[columns.title])

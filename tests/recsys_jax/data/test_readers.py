@@ -197,6 +197,27 @@ def test_other_bad_sources(tmp_path):
             load_log({"source": "recbole", "path": write(tmp_path / "s.inter", text)})
 
 
+@pytest.mark.parametrize(
+    "name, content, config, message",
+    [
+        ("a.csv", b"user_id;item_id;timestamp\n1;1;1\n", {}, "no column.*data.separator=';'"),
+        ("a.csv", HEAD.encode() + b"1,1\n1,2,2,5\n", {}, "a line has more fields than the header"),
+        ("a.csv", HEAD.encode() + b"\xe9,1,1\n\xe9,2,2\n", {}, "a.csv .*UTF-8"),
+        ("a.csv", HEAD.encode(), {"separator": ";;"}, "separator=';;' must be a single"),
+        ("a.csv", HEAD.encode() + b"1,1,2020-01-01\n", {}, "Dates are read from Parquet"),
+        ("a.txt", b"1 2 3\n2 \xe9\n", {"source": "s3rec"}, "a.txt is not UTF-8 .byte 0xe9"),
+        ("a.inter", b"user_id:token\titem_id:token\n\xe9\t1\n", {"source": "recbole"}, "UTF-8"),
+        ("sub/a.txt", b"", {"path": "sub"}, "holds no .csv file"),
+    ],
+)
+def test_files_of_another_kind(tmp_path, monkeypatch, name, content, config, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        load_log({"source": "csv", "path": name} | config)
+
+
 def test_tfds_names(tmp_path, monkeypatch):
     monkeypatch.setenv("PANGU_JAX_CACHE", str(tmp_path))
     with pytest.raises(DataError, match="no data set 'no_such_set_at_all'"):
