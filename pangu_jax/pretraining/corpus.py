@@ -83,11 +83,9 @@ def keep_to_corpus(corpus: Corpus, workdir: Workdir) -> None:
     """Notes in the directory of a run which corpus it reads, with its tokenizer.json; once there
     are checkpoints, raises PretrainError for another one (the same settings give other text where
     other packages are installed)."""
-    if jax.process_index() != 0:
-        return
     if Checkpoints.any_in(workdir.latest):
-        check_corpus(corpus, workdir.path, documents=True)
-    else:
+        check_corpus(corpus, workdir.path, documents=True)  # on all processes: all give up
+    elif jax.process_index() == 0:
         shutil.copyfile(corpus.folder / "tokenizer.json", workdir.path / "tokenizer.json")
         write_json(workdir.path / _IDENTITY, corpus.identity | {"folder": str(corpus.folder)})
 
