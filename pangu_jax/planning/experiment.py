@@ -13,7 +13,8 @@ from pangu_jax.planning.ablation import ablation, fastest_that_fits, program_ste
 from pangu_jax.planning.compiled_plan import compile_step, compiled_tables, how_to_compile
 from pangu_jax.planning.config import PlanConfig, PlanPhase
 from pangu_jax.planning.cost import Prediction, predict
-from pangu_jax.planning.execution import MEGATRON_STACK
+from pangu_jax.planning.execution import MEGATRON_STACK, RECOMPUTED
+from pangu_jax.planning.memory import memory_plan
 from pangu_jax.planning.report import prediction_record, write_report
 from pangu_jax.planning.sweep import sweep
 from pangu_jax.planning.tables import (
@@ -24,6 +25,7 @@ from pangu_jax.planning.tables import (
     guessed_table,
     memory_table,
     phase_table,
+    remat_table,
     sweep_table,
     time_table,
     validation_table,
@@ -48,8 +50,24 @@ def run(mode: str, config: dict[str, Any], workdir: pathlib.Path, command: list[
         for phase in phases
     }  # fmt: skip
     tables = [phase_table(predictions, where), time_table(predictions), memory_table(predictions)]
+    by_policy = {
+        policy: {
+            phase.name: memory_plan(
+                dataclasses.replace(chosen.model, remat=policy), phase.layout, phase.seq_len,
+                chosen.execution,
+            )
+            for phase in phases
+        }
+        for policy in RECOMPUTED
+    }  # fmt: skip
+    tables.append(remat_table(by_policy, chosen.model.remat))
     tables.append(collective_table(phases[0].name, predictions[phases[0].name]))
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = {
+        "memory_by_remat": {
+            policy: {name: plan.parts for name, plan in found.items()}
+            for policy, found in by_policy.items()
+        }
+    }
     options = chosen.plan
     for wanted, make in (
         (options.ablation, _ablation),

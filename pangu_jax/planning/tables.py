@@ -9,6 +9,7 @@ from pangu_jax.parallel.layout import Layout
 from pangu_jax.parallel.topology import Topology
 from pangu_jax.planning.ablation import AblationStep
 from pangu_jax.planning.cost import Prediction
+from pangu_jax.planning.memory import MemoryPlan
 from pangu_jax.planning.sweep import SweepResult
 from pangu_jax.planning.validation import Comparison
 
@@ -149,6 +150,25 @@ def memory_table(predictions: Mapping[str, Prediction]) -> Table:
     rows.append(("sum", *(size_text(p.memory.total) for p in predictions.values())))
     rows.append(("pipeline rank", *(str(p.memory.rank) for p in predictions.values())))
     return Table("Memory of the fullest device", ("part", *predictions), tuple(rows))
+
+
+def remat_table(plans: Mapping[str, Mapping[str, MemoryPlan]], chosen: str) -> Table:
+    """Activations, and all memory, by remat policy and phase: policy -> phase -> plan."""
+    phases = list(next(iter(plans.values())))
+    rows = tuple(
+        (
+            policy + (" (planned)" if policy == chosen else ""),
+            *(
+                f"{size_text(p.stash + p.activations)} of {size_text(p.total)}"
+                for p in by_phase.values()
+            ),
+        )
+        for policy, by_phase in plans.items()
+    )
+    return Table(
+        "Activations of the fullest device by remat policy", ("policy", *phases), rows,
+        "Those in flight between a forward and a backward part, and those of the part at work.",
+    )  # fmt: skip
 
 
 def collective_table(name: str, prediction: Prediction) -> Table:

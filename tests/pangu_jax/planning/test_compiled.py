@@ -63,20 +63,25 @@ def test_the_135b_step_lowers_for_8192_devices(name):
 def pipelined():
     """(layout, HLO text) of loss and gradients over pipe 2 x tensor 4, everything recomputed."""
     layout = Layout(pipe=2, tensor=4, virtual_stages=2, microbatches=2)
-    mesh = layout_mesh(layout)
-    program = DecoderProgram(_model(remat="nothing"), layout, mesh)
+    return layout, _loss_and_grad(_model(remat="nothing"), layout)
+
+
+def _loss_and_grad(model, layout):
+    """HLO text of loss and gradients."""
+    mesh = layout_mesh(layout, jax.devices()[: layout.devices])
+    program = DecoderProgram(model, layout, mesh)
     params = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         program.stages.abstract(),
         program.param_shardings(),
     )
-    rows = NamedSharding(mesh, PartitionSpec("data"))
+    rows = NamedSharding(mesh, PartitionSpec("data", "context"))
     shape = (layout.batch_rows, LENGTH)
     batch = {
         name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
         for name in ("tokens", "labels", "segment_ids", "positions")
     }
-    return layout, jax.jit(program.loss_and_grad).lower(params, batch).compile().as_text()
+    return jax.jit(program.loss_and_grad).lower(params, batch).compile().as_text()
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +144,14 @@ def test_no_gather_of_the_whole_vocabulary_nor_of_sequences_but_over_tensor(pipe
         whole = [(dims, group) for dims, group in gathered if LENGTH in dims and HIDDEN in dims]
         assert whole and all(group == 4 for _, group in whole)
         assert not [dims for dims, _ in gathered if padded in dims or VOCABULARY in dims]
+
+
+def test_context_ranks_gather_no_more_than_their_share_of_a_sequence():
+    layout = Layout(context=2, tensor=2)
+    text = _loss_and_grad(_model(num_layers=2), layout)
+    gathered = [dims for dims, _ in _gathered_shapes(text)]
+    assert any(LENGTH // 2 in dims and HIDDEN in dims for dims in gathered)
+    assert not [dims for dims in gathered if LENGTH in dims or VOCABULARY in dims or 518 in dims]
 
 
 def test_products_run_as_often_as_designed(pipelined):

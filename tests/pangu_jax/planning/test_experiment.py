@@ -31,6 +31,8 @@ def test_debug_plan_writes_its_report(tmp_path, capsys):
     phase = record["phases"]["own"]
     assert phase["seconds"] == pytest.approx(sum(phase["parts"].values()))
     assert phase["layout"]["pipe"] == 2 and phase["fits"]
+    by_remat = record["memory_by_remat"]
+    assert by_remat["none"]["own"]["activations"] > by_remat["nothing"]["own"]["activations"] > 0
     assert record["topology"]["name"] == "cpu_8" and record["sweep"]
     report = (tmp_path / "plan" / "report.md").read_text()
     assert "Modelled, not measured" in report and "timeline_own.png" in report
