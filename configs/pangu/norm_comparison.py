@@ -22,7 +22,7 @@ from pangu_jax.pretraining.config import HeldOutConfig, ScheduleConfig
 VARIANTS = {
     "depth94": Variant("6 models x 3 rates x 2 seeds, 94 layers of width 48, 0.15 M tokens",
                        "not measured", "not measured"),
-    "depth94_gpu": Variant("the same at width 96 with 2 M tokens each, for a GPU",
+    "depth94_gpu": Variant("the same at width 96 with 1.6 M tokens each, for a GPU",
                            "not measured", "not measured"),
     "debug": Variant("2 models of 4 layers, a few steps", "under 1 min", "runs through"),
 }  # fmt: skip
@@ -69,9 +69,9 @@ def get_config(variant: str = "depth94"):
                 base.model, hidden_dim=96, mlp_dim=224, head_dim=24, dtype="bfloat16",
                 remat="nothing", attention_implementation="dense",
             ),
-            schedule=dataclasses.replace(base.schedule, tokens=2e6, seq_len=256),
+            schedule=dataclasses.replace(base.schedule, tokens=1.6e6, seq_len=256),
             train=dataclasses.replace(
-                base.train, log_every=5, eval_every=250, checkpoint_every=250, steps_per_dispatch=5
+                base.train, log_every=5, eval_every=200, checkpoint_every=400, steps_per_dispatch=5
             ),
         )  # fmt: skip
     runs = _runs(("pre_ln", "sandwich", "dssn"), (1e-3, 4e-3, 1.6e-2))
