@@ -20,7 +20,7 @@ from pangu_jax.pretraining.comparison import ComparisonConfig
 from pangu_jax.pretraining.config import HeldOutConfig, ScheduleConfig
 
 VARIANTS = {
-    "depth94": Variant("6 models x 3 rates x 2 seeds, 94 layers of width 48, 0.15 M tokens",
+    "depth94": Variant("6 models x 3 rates x 2 seeds, 94 layers of width 48, 0.12 M tokens",
                        "not measured", "not measured"),
     "depth94_gpu": Variant("the same at width 96 with 1.6 M tokens each, for a GPU",
                            "not measured", "not measured"),
@@ -58,9 +58,9 @@ def get_config(variant: str = "depth94"):
             "cpu_5m", num_layers=94, hidden_dim=48, mlp_dim=112, num_heads=4, num_kv_heads=2,
             head_dim=12,
         ),
-        schedule=ScheduleConfig(tokens=1.5e5, seq_len=128, batch_rows=8, warmup_fraction=0.05),
+        schedule=ScheduleConfig(tokens=1.2e5, seq_len=128, batch_rows=8, warmup_fraction=0.05),
         held_out=HeldOutConfig(rows=8),
-        train=dataclasses.replace(base.train, log_every=5, eval_every=50, checkpoint_every=150),
+        train=dataclasses.replace(base.train, log_every=5, eval_every=40, checkpoint_every=40),
     )  # fmt: skip
     if variant == "depth94_gpu":
         base = dataclasses.replace(

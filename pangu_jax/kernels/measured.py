@@ -42,14 +42,26 @@ def current_device_kind() -> str:
     return str(jax.devices()[0].device_kind) if platform == current_platform() else ""
 
 
+def divided_by_compiler() -> bool:
+    """Whether the mesh that is set has an axis of several devices that is not manual here."""
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = jax.sharding.AxisType.Manual
+    sizes = zip(mesh.axis_sizes, mesh.axis_types, strict=True) if mesh.axis_names else ()
+    return any(size > 1 and kind != manual for size, kind in sizes)
+
+
 def allowed(
     table: Mapping[str, Callable[[], Any]],
     rules: Iterable[Rule],
     size: int,
     variant: str | None = None,
 ) -> dict[str, Callable[[], Any]]:
-    """The part of an operation's table that `auto` may take from: XLA, and what a rule names."""
-    kind = current_device_kind()
+    """The part of an operation's table that `auto` may take from: XLA, and what a rule names.
+
+    XLA alone where arrays may be divided over devices by the compiler, which cannot divide a
+    kernel: it would gather the operands on every device. Inside a manual `shard_map` rules hold.
+    """
+    kind = "" if divided_by_compiler() else current_device_kind()
     names = {
         rule.implementation
         for rule in rules

@@ -111,7 +111,9 @@ def _nudged(x, out):
     ]
     # What is infinite or undefined must not spoil the next call's argument.
     total = jnp.nan_to_num(sum(entries) * _NUDGE, posinf=0.0, neginf=0.0)
-    entry = _first_entry(x) + total.astype(x.dtype)
+    # By itself, behind a barrier: an update that reads the array it changes is not made in place,
+    # and every call would be timed together with a copy of its argument.
+    entry = jax.lax.optimization_barrier(_first_entry(x) + total.astype(x.dtype))
     return jax.lax.dynamic_update_slice(x, entry, (0,) * x.ndim)
 
 

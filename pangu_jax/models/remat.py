@@ -7,13 +7,13 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
-from pangu_jax.kernels.segment_attention.xla import ATTENTION_RESIDUALS
+from pangu_jax.kernels.segment_attention.reference import ATTENTION_RESIDUALS
 
 # 'nothing' recomputes the whole block; 'dots' keeps the results of weight products (no batch
 # dimension in the product), so that attention and elementwise work alone are done twice;
-# 'products' keeps attention's result too (of implementations that name it: 'xla'), which leaves
-# norms, rotations and activations. On a CPU it was measured faster than 'none' for a narrow model:
-# page faults of fresh memory for residuals cost more than doing those twice.
+# 'products' keeps attention's result too (of implementations that name it: 'xla' and the Pallas
+# ones), which leaves norms, rotations and activations. On a CPU it was measured faster than 'none'
+# for a narrow model: page faults of fresh memory for residuals cost more than doing those twice.
 REMAT_POLICIES: dict[str, Callable[..., bool]] = {
     "nothing": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,

@@ -28,7 +28,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pangu_jax.kernels.segment_attention.api import check_arguments
 from pangu_jax.kernels.segment_attention.parts import attend_backward, attend_forward
-from pangu_jax.kernels.segment_attention.xla import ATTENTION_RESIDUALS
+from pangu_jax.kernels.segment_attention.reference import ATTENTION_RESIDUALS
 
 
 class _Static(NamedTuple):

@@ -14,7 +14,9 @@ from pangu_jax.kernels import measured
 
 # What `auto` may take beside XLA; variants are the names of the operations, sizes the width D. The
 # numbers behind a rule stand in docs/kernels.md.
-MEASURED: tuple[measured.Rule, ...] = ()
+MEASURED: tuple[measured.Rule, ...] = (
+    measured.Rule("NVIDIA H100", "pallas_gpu", at_least=7680, variant="fused_sandwich_step"),
+)
 
 
 def _xla_rms_norm():

@@ -3,8 +3,7 @@
 The walk over the rows, and where everything lies, is in `pallas_gpu_rows`; here are what happens to
 one row, and the derivatives. The formulas are in `pallas_tpu`.
 
-Status: compiled ahead of time for H100 and run in interpret mode on CPU against the float64
-definition; not yet run on a GPU in this form.
+Status: run on an H100 against the float32 definition; speed in docs/kernels.md.
 
 Letters: R rows (all axes but the last), D width.
 """

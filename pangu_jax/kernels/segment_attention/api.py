@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from pangu_jax.kernels import implementation as implementation_lib
+from pangu_jax.kernels import measured
 
 
 def _xla():
@@ -68,9 +69,14 @@ _TABLE = {
     "pallas_gpu": _pallas_gpu,
     "interpret": _interpret,
 }
-# What `auto` may choose. The Pallas kernels are correct in interpret mode and compile for their
-# devices, but have never run on one: until they have, they serve on demand only.
-PROVEN = {"xla": _xla}
+# What `auto` may take beside XLA; the variants are rows with segment ids or positions and rows of
+# one document, sizes the queries T. The numbers behind a rule stand in docs/kernels.md; they were
+# taken from T = 4,096 on, where XLA needs ten times as long. The rules reach down to lengths at
+# which the kernels are tested on the device.
+MEASURED: tuple[measured.Rule, ...] = (
+    measured.Rule("NVIDIA H100", "pallas_gpu", at_least=512, variant="documents"),
+    measured.Rule("NVIDIA H100", "cudnn", at_least=512, variant="one document"),
+)
 # Choices of this operation alone, beyond `implementation_lib.IMPLEMENTATIONS`.
 _OWN = {"dense": _dense, "cudnn": _cudnn, "splash": _splash}
 
@@ -133,7 +139,16 @@ def segment_attention(
     with jax.named_scope("segment_attention"):
         if implementation in _OWN:
             return _demand(implementation, q, k, v, **arguments)
-        table = PROVEN if implementation == "auto" else _TABLE
+        table = _TABLE
+        if implementation == "auto":
+            one = q_segment_ids is None and q_positions is None
+            variant = "one document" if one else "documents"
+            table = measured.allowed(_TABLE | _OWN, MEASURED, q.shape[1], variant)
+            if "cudnn" in table:
+                try:
+                    return _cudnn()(q, k, v, **arguments)
+                except NotImplementedError:
+                    pass  # XLA serves what cuDNN does not.
         return implementation_lib.dispatch(
             "segment_attention", table, implementation, q, k, v, **arguments
         )

@@ -1,7 +1,6 @@
 """Segment attention by cuDNN's fused kernel, through the public function of JAX.
 
-That function has no segments, so this serves rows of one document in row order on an NVIDIA GPU. It
-has not run on one yet, so `auto` never takes it.
+That function has no segments, so this serves rows of one document in row order on an NVIDIA GPU.
 """
 
 from __future__ import annotations

@@ -18,12 +18,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pangu_jax.kernels.segment_attention import pallas_tpu_kernels as kernels
 from pangu_jax.kernels.segment_attention.blocks import listed, visible_blocks, whole_blocks
 from pangu_jax.kernels.segment_attention.pallas_tpu_kernels import Static
+from pangu_jax.kernels.segment_attention.reference import ATTENTION_RESIDUALS
 
 _LANES = 128
 _VMEM_LIMIT = 64 * 2**20
@@ -334,7 +336,9 @@ def _run_backward(prepared, interpret, log_sum, delta, g, types):
 
 def _forward(static, interpret, *arrays):
     prepared = _Prepared(static, *arrays)
-    out, log_sum = _run_forward(prepared, interpret, prepared.v.dtype)
+    out, log_sum = checkpoint_name(
+        _run_forward(prepared, interpret, prepared.v.dtype), ATTENTION_RESIDUALS
+    )
     return out, (arrays, out, log_sum)
 
 

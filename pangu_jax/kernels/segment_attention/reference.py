@@ -11,6 +11,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+# Name of an implementation's output and log-sums. A rematerialisation policy may keep what bears
+# it, so that the backward pass alone is repeated.
+ATTENTION_RESIDUALS = "segment_attention"
+
 
 def visible(
     q_segment_ids: jax.Array | None,

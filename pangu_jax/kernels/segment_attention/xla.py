@@ -20,10 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pangu_jax.kernels.implementation import current_platform
 from pangu_jax.kernels.segment_attention.blocks import work_list
-from pangu_jax.kernels.segment_attention.reference import row_order, visible
-
-# What a rematerialisation policy may keep by name, so that the backward pass alone is repeated.
-ATTENTION_RESIDUALS = "segment_attention"
+from pangu_jax.kernels.segment_attention.reference import ATTENTION_RESIDUALS, row_order, visible
 
 
 class _Static(NamedTuple):

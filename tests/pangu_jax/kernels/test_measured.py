@@ -55,3 +55,53 @@ def test_auto_without_a_rule_for_the_device_is_xla(monkeypatch):
     x = jnp.ones((2, 128))
     text = jax.jit(lambda x: norm_api.rms_norm(x, jnp.ones(128), eps=1e-6)).lower(x).as_text()
     assert "mosaic_gpu" not in text
+
+
+def test_nothing_but_xla_where_the_compiler_divides(monkeypatch):
+    """It cannot divide a kernel; in a manual `shard_map` it need not."""
+    monkeypatch.setattr(measured, "current_device_kind", lambda: "NVIDIA H100 80GB HBM3")
+    seen = []
+
+    def look(x):
+        seen.append(set(measured.allowed(TABLE, RULES, 1024, "separate")))
+        return x
+
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    alone = jax.make_mesh(
+        (1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1]
+    )
+    for one in (alone, mesh):
+        with jax.set_mesh(one):
+            jax.jit(look).trace(jnp.ones(4))
+    by_hand = jax.shard_map(look, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"))
+    jax.jit(by_hand).trace(jnp.ones(4))
+    assert seen == [{"xla", "pallas_gpu"}, {"xla"}, {"xla", "pallas_gpu"}]
+
+
+def test_attention_takes_cudnn_for_rows_of_one_document_only(monkeypatch):
+    from pangu_jax.kernels.segment_attention import api
+
+    taken = []
+
+    def fake(name):
+        def attention(q, k, v, **others):
+            taken.append(name)
+            if name == "cudnn" and others["window"]:
+                raise NotImplementedError("no windows")
+            return q
+
+        return lambda: attention
+
+    monkeypatch.setattr(measured, "current_device_kind", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(api.implementation_lib, "current_platform", lambda: "gpu")
+    for name in ("xla", "pallas_gpu"):
+        monkeypatch.setitem(api._TABLE, name, fake(name))
+    monkeypatch.setattr(api, "_cudnn", fake("cudnn"))
+    monkeypatch.setitem(api._OWN, "cudnn", fake("cudnn"))
+    x, ids = jnp.ones((1, 512, 1, 64), jnp.bfloat16), jnp.ones((1, 512), jnp.int32)
+    api.segment_attention(x, x, x, scale=1.0)
+    api.segment_attention(x, x, x, scale=1.0, window=7)
+    api.segment_attention(x, x, x, q_segment_ids=ids, kv_segment_ids=ids, scale=1.0)
+    short = x[:, :256]
+    api.segment_attention(short, short, short, scale=1.0)
+    assert taken == ["cudnn", "cudnn", "xla", "pallas_gpu", "xla"]

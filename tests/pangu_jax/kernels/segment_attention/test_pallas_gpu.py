@@ -27,6 +27,7 @@ from pangu_jax.kernels.segment_attention.pallas_gpu_common import prepare
 from pangu_jax.kernels.segment_attention.pallas_gpu_wide import Config, prepare_ids, spans
 from pangu_jax.kernels.segment_attention.reference import segment_attention_reference, visible
 from pangu_jax.kernels.segment_attention.xla import attend_backward_xla, attend_forward_xla
+from pangu_jax.models.remat import checkpointed
 
 TILE = 64
 
@@ -206,6 +207,25 @@ def test_lowers_for_cuda_without_an_array_of_queries_times_keys(name, with_ids, 
     assert text.count("@mosaic_gpu") == 3  # Forward, gradient of q, gradients of k and v.
     length = SHAPES[name][1]
     assert f"{length}x{length}" not in text
+
+
+@pytest.mark.parametrize("policy, kernels", [("none", 3), ("products", 3), ("nothing", 4)])
+def test_remat_runs_the_forward_once_where_its_result_may_be_kept(policy, kernels):
+    def call(q, k, v, ids):
+        return segment_attention_pallas_gpu(
+            q, k, v, q_segment_ids=ids, kv_segment_ids=ids, scale=0.1
+        )  # fmt: skip
+
+    @jax.jit
+    def gradients(q, k, v, ids):
+        run = checkpointed(call, policy)
+        total = lambda *x: jnp.sum(jnp.sin(run(*x, ids).astype(jnp.float32)))  # noqa: E731
+        return jax.grad(total, argnums=(0, 1, 2))(q, k, v)
+
+    x = jax.ShapeDtypeStruct((1, 1024, 4, 64), jnp.bfloat16)
+    ids = jax.ShapeDtypeStruct((1, 1024), jnp.int32)
+    text = gradients.trace(x, x, x, ids).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("@mosaic_gpu") == kernels
 
 
 @pytest.mark.parametrize("name, with_ids, with_positions", FORMS)
