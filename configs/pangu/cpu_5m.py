@@ -21,9 +21,11 @@ from pangu_jax.training.config import TrainConfig
 from pangu_jax.training.optimizer import OptimizerConfig
 
 VARIANTS = {
-    "single": Variant("one phase, 2.2 M tokens", "not measured", "not measured"),
-    "phases": Variant("the seven phases of the report, 1 M tokens", "not measured",
-                      "not measured"),
+    "single": Variant("one phase, 2.2 M tokens", "21 min busy, 11 min of processor time",
+                      "perplexity 78 on code, 87 on English"),
+    "phases": Variant("the seven phases of the report, 1 M tokens",
+                      "10 min busy, 6 min of processor time",
+                      "perplexity 166 on code, 186 on English"),
     "debug": Variant("a few steps of a tiny model", "under 1 min", "runs through"),
 }  # fmt: skip
 
