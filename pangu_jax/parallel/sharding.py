@@ -104,7 +104,7 @@ def global_batch(host_batch: Any, mesh: Mesh, *, batch_axis: int = 0) -> Any:
                 f"Batch array {jax.tree_util.keystr(path)} has "
                 f"{'no rows' if not rows else f'{rows} rows on this process'}, which cannot be "
                 f"divided over {local_ways} data shard(s) (train.mesh.data={ways}); make "
-                f"data.batch_size a multiple of {ways} or lower train.mesh.data."
+                f"the batch size a multiple of {ways} or lower train.mesh.data."
             )
         spec = PartitionSpec(*(None,) * batch_axis, "data")
         shape = list(array.shape)

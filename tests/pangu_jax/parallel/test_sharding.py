@@ -116,7 +116,7 @@ def test_global_batch_splits_rows(batch_axis):
 
 def test_global_batch_errors():
     mesh = make_mesh(MeshConfig(8, 1))
-    with pytest.raises(MeshError, match=r"\['x'\] has 12 rows.*data=8.*data.batch_size a multiple"):
+    with pytest.raises(MeshError, match=r"\['x'\] has 12 rows.*data=8.*batch size a multiple"):
         global_batch({"x": np.zeros((12, 2))}, mesh)
     with pytest.raises(MeshError, match="has no rows"):
         global_batch({"x": np.float32(1)}, mesh)
