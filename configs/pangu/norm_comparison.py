@@ -21,9 +21,9 @@ from pangu_jax.pretraining.config import HeldOutConfig, ScheduleConfig
 
 VARIANTS = {
     "depth94": Variant("6 models x 3 rates x 2 seeds, 94 layers of width 48, 0.12 M tokens",
-                       "not measured", "not measured"),
+                       "33 min", "held-out loss 6.29 DSSN, 6.63 Pre-LN, 7.03 sandwich"),
     "depth94_gpu": Variant("the same at width 96 with 1.6 M tokens each, for a GPU",
-                           "not measured", "not measured"),
+                           "about 6 min on an H100 (estimated)", "not run to its end"),
     "debug": Variant("2 models of 4 layers, a few steps", "under 1 min", "runs through"),
 }  # fmt: skip
 
