@@ -94,13 +94,14 @@ def cross_entropy(
         sums = _sums(z_loss, vocabulary, cut(hidden), head, cut(labels), cut(weights))
     metrics = {"nll": sums.nll, "accuracy": sums.correct}
     if z_loss:
-        metrics["z_loss"] = sums.total - sums.nll
+        metrics["z_loss"] = sums.z
     return LossSums(total=sums.total, weight=jnp.sum(weights), metrics=metrics)
 
 
 class _Sums(NamedTuple):
     total: jax.Array
     nll: jax.Array
+    z: jax.Array  # summed by itself: as total - nll it would lose its digits
     correct: jax.Array
 
 
@@ -118,9 +119,9 @@ def _visit(z_loss, vocabulary, head, x):
     own = vocabulary.sum(jnp.sum(jnp.where(hot, logits, 0), axis=-1))
     counted = weights != 0
     nll = jnp.where(counted, weights * (norm - own), 0)
-    total = nll + jnp.where(counted, weights * z_loss * jnp.square(norm), 0)
+    z = jnp.where(counted, weights * z_loss * jnp.square(norm), 0)
     correct = jnp.where(counted, weights * (own >= top), 0)
-    sums = _Sums(jnp.sum(total), jnp.sum(nll), jnp.sum(correct))
+    sums = _Sums(*map(jnp.sum, (nll + z, nll, z, correct)))
     return sums, (logits, norm, hot)
 
 

@@ -57,7 +57,7 @@ def test_equals_one_device(name):
     ],
     ids=["tied", "biases", "qk norm, GQA, remat", "padded vocabulary"],
 )
-def test_every_kind_ofsmall_model(changes):
+def test_every_kind_of_model(changes):
     layout = Layout(pipe=2, tensor=2, data=2, microbatches=2)
     check_equals_one_device(small_model(**changes), layout, z_loss=1e-3)
 
