@@ -98,10 +98,10 @@ def test_attention_takes_cudnn_for_rows_of_one_document_only(monkeypatch):
         monkeypatch.setitem(api._TABLE, name, fake(name))
     monkeypatch.setattr(api, "_cudnn", fake("cudnn"))
     monkeypatch.setitem(api._OWN, "cudnn", fake("cudnn"))
-    x, ids = jnp.ones((1, 512, 1, 64), jnp.bfloat16), jnp.ones((1, 512), jnp.int32)
+    x, ids = jnp.ones((1, 4096, 1, 64), jnp.bfloat16), jnp.ones((1, 4096), jnp.int32)
     api.segment_attention(x, x, x, scale=1.0)
     api.segment_attention(x, x, x, scale=1.0, window=7)
     api.segment_attention(x, x, x, q_segment_ids=ids, kv_segment_ids=ids, scale=1.0)
-    short = x[:, :256]
+    short = x[:, :2048]
     api.segment_attention(short, short, short, scale=1.0)
     assert taken == ["cudnn", "cudnn", "xla", "pallas_gpu", "xla"]
