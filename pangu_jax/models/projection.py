@@ -1,4 +1,7 @@
-"""Weights of any rank, the product with them, and the constraints on activations."""
+"""Weights of any rank, the product with them, and the constraints on activations.
+
+A kernel is an array, or one of the things that stand for one in a product: `Int8Kernel`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from pangu_jax.models.init import constant, normal
+from pangu_jax.models.quantized import Int8Kernel, int8_product
+
+Kernel = jax.Array | Int8Kernel
 
 # Of the residual stream (B, T, D). Its sequence axis has a name of its own, so that it can be
 # split where norms and residual sums run (sequence parallelism) and whole inside attention.
@@ -18,7 +24,8 @@ RESIDUAL = ("batch", "residual_sequence", None)
 class Weights(nn.Module):
     """A kernel and, with `bias_rank`, a bias of its trailing axes, cast to `dtype`: (kernel, bias).
 
-    bias is None for bias_rank 0.
+    bias is None for bias_rank 0. Where the parameters hold an `Int8Kernel` under 'kernel', it is
+    returned as it is.
     """
 
     shape: tuple[int, ...]
@@ -28,16 +35,29 @@ class Weights(nn.Module):
     bias_rank: int = 0
 
     @nn.compact
-    def __call__(self) -> tuple[jax.Array, jax.Array | None]:
-        kernel = self.param("kernel", normal(self.std, *self.axes), self.shape).astype(self.dtype)
+    def __call__(self) -> tuple[Kernel, jax.Array | None]:
+        kernel = self._kernel()
         if not self.bias_rank:
             return kernel, None
         axes, shape = self.axes[-self.bias_rank :], self.shape[-self.bias_rank :]
         return kernel, self.param("bias", constant(0.0, *axes), shape).astype(self.dtype)
 
+    def _kernel(self) -> Kernel:
+        stored = self.get_variable("params", "kernel") if not self.is_initializing() else None
+        if isinstance(stored, Int8Kernel):
+            return stored
+        return self.param("kernel", normal(self.std, *self.axes), self.shape).astype(self.dtype)
+
+
+def product(equation: str, x: jax.Array, kernel: Kernel) -> jax.Array:
+    """einsum(equation, x, kernel), in which the kernel's axes are inputs first, then outputs."""
+    if isinstance(kernel, Int8Kernel):
+        return int8_product(x, kernel)
+    return _array_product(equation, x, kernel)
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def product(equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _array_product(equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """einsum(equation, x, kernel), with the kernel's gradient formed in the kernel's own order.
 
     Automatic differentiation forms it transposed and turns it round; XLA on CPU then writes the
@@ -48,7 +68,7 @@ def product(equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _product_forward(equation, x, kernel):
-    return product(equation, x, kernel), (x, kernel)
+    return _array_product(equation, x, kernel), (x, kernel)
 
 
 def _product_backward(equation, residuals, dy):
@@ -60,7 +80,7 @@ def _product_backward(equation, residuals, dy):
     return dx.astype(x.dtype), d_kernel.astype(kernel.dtype)
 
 
-product.defvjp(_product_forward, _product_backward)
+_array_product.defvjp(_product_forward, _product_backward)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

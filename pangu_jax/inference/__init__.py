@@ -1,0 +1,22 @@
+"""Running a decoder: batches of requests, sampling, scoring, hidden states, serving."""
+
+from pangu_jax.inference.errors import RequestError, ServerClosed
+from pangu_jax.inference.request import (
+    Completion,
+    Delta,
+    Grammar,
+    Request,
+    SamplingParams,
+    TokenLogprob,
+)
+
+__all__ = [
+    "Completion",
+    "Delta",
+    "Grammar",
+    "Request",
+    "RequestError",
+    "SamplingParams",
+    "ServerClosed",
+    "TokenLogprob",
+]
