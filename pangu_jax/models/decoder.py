@@ -192,8 +192,8 @@ class Decoder(nn.Module):
         first = x
         stack = nn.scan(
             remat_block(Block, cfg.remat),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),
             length=cfg.num_layers,
             unroll=cfg.num_layers if cfg.scan_unroll else 1,

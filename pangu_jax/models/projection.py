@@ -1,6 +1,7 @@
 """Weights of any rank, the product with them, and the constraints on activations.
 
-A kernel is an array, or one of the things that stand for one in a product: `Int8Kernel`.
+A kernel is an array, or one of the things that stand for one in a product: `Int8Kernel`, and
+`LoraKernel`, which is either of them with adapters beside it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from pangu_jax.models.init import constant, normal
+from pangu_jax.models.lora.kernel import LoraKernel, adapted, low_rank_product
 from pangu_jax.models.quantized import Int8Kernel, int8_product
 
-Kernel = jax.Array | Int8Kernel
+Kernel = jax.Array | Int8Kernel | LoraKernel
 
 # Of the residual stream (B, T, D). Its sequence axis has a name of its own, so that it can be
 # split where norms and residual sums run (sequence parallelism) and whole inside attention.
@@ -25,7 +27,7 @@ class Weights(nn.Module):
     """A kernel and, with `bias_rank`, a bias of its trailing axes, cast to `dtype`: (kernel, bias).
 
     bias is None for bias_rank 0. Where the parameters hold an `Int8Kernel` under 'kernel', it is
-    returned as it is.
+    returned as it is; where the collection 'lora' holds adapters here, a `LoraKernel` is.
     """
 
     shape: tuple[int, ...]
@@ -36,7 +38,7 @@ class Weights(nn.Module):
 
     @nn.compact
     def __call__(self) -> tuple[Kernel, jax.Array | None]:
-        kernel = self._kernel()
+        kernel = adapted(self, self._kernel(), self.shape)
         if not self.bias_rank:
             return kernel, None
         axes, shape = self.axes[-self.bias_rank :], self.shape[-self.bias_rank :]
@@ -51,6 +53,9 @@ class Weights(nn.Module):
 
 def product(equation: str, x: jax.Array, kernel: Kernel) -> jax.Array:
     """einsum(equation, x, kernel), in which the kernel's axes are inputs first, then outputs."""
+    if isinstance(kernel, LoraKernel):
+        base = product(equation, x, kernel.base)
+        return (base + low_rank_product(equation, x, kernel)).astype(base.dtype)
     if isinstance(kernel, Int8Kernel):
         return int8_product(x, kernel)
     return _array_product(equation, x, kernel)
