@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -100,6 +101,8 @@ def fit(
     stream: str = "",
     derive: Callable[[dict[str, float]], dict[str, float]] | None = None,
     division: Division | None = None,
+    initial: Callable[[], Any] | None = None,
+    frozen: Any = None,
 ) -> FitResult:
     """Trains, or continues training, in a work directory.
 
@@ -125,6 +128,11 @@ def fit(
       derive: rates of the throughput meter -> further values for the log, such as a utilisation.
       division: a step divided by hand over its own mesh, in place of loss, mesh and rules. It has
         micro-batches of its own: grad_accumulation must be 1.
+      initial: gives the parameters to start from, such as weights read from a file, in place of the
+        values of `init_fn`, which then only says their shapes and axes. Called where there is no
+        checkpoint; its arrays are given up to the training state.
+      frozen: tree of arrays that the loss reads and training does not change, such as the base of
+        an adapter: loss_fn is called as (params, batch, key, frozen). Not part of checkpoints.
 
     Returns:
       FitResult. After SIGTERM or SIGINT `interrupted` is True and everything is saved.
@@ -150,6 +158,7 @@ def fit(
         signals = stack.enter_context(StopSignals())
         run = _Run(config, workdir, mesh, evaluate, describe_batch, signals)
         run.given_schedule, run.stream, run.derive = schedule, stream, derive
+        run.initial, run.frozen = initial, () if frozen is None else (frozen,)
         stack.callback(run.close)
         try:
             run.prepare(init_fn, loss_fn, dataset, rules, division)
@@ -168,6 +177,8 @@ class _Run:
     stream: str = ""
     derive: Callable[[dict[str, float]], dict[str, float]] | None = None
     divided: DividedState | None = None
+    initial: Callable[[], Any] | None = None
+    frozen: tuple[Any, ...] = ()  # behind the arguments of the loss
 
     def __init__(self, config, workdir, mesh, evaluate, describe_batch, signals):
         self.config, self.workdir, self.mesh = config, workdir, mesh
@@ -196,13 +207,12 @@ class _Run:
         key = jax.random.key(config.seed)
         boxed = jax.eval_shape(create, key)
         if division is None:
-            gradients = gradients_of(loss_fn, config.grad_accumulation)
             shardings, stored = shardings_for(boxed, mesh, rules), None
         else:
             self.divided = DividedState(division, unbox(boxed))
             shardings, stored = self.divided.shardings, self.divided.abstract_stored
 
-            def gradients(params, batch, rng):
+            def divided_gradients(params, batch, rng):
                 return division.loss_and_grad(params, batch)
 
         self.latest = Checkpoints(self.workdir.latest, keep=config.keep_checkpoints)
@@ -215,14 +225,31 @@ class _Run:
             arrange = self.divided.arrange if self.divided else lambda state: state
             # It runs once, so compiling it is what costs.
             once = quick or quick_options(mesh.devices.flat[0], level=1)
-            self.state = jax.jit(
-                lambda k: arrange(unbox(create(k))), out_shardings=shardings, compiler_options=once
-            )(key)
+            first_state = functools.partial(jax.jit, out_shardings=shardings, compiler_options=once)
+            if self.initial is None:
+                self.state = first_state(lambda k: arrange(unbox(create(k))))(key)
+            else:
+                self.state = first_state(
+                    lambda p, k: arrange(create_state(lambda _: p, optimizer, k)),
+                    donate_argnums=(0,),
+                )(self.initial(), key)
             self.data_state = iterator_state(self.iterator)
         # Bests of a future that a killed process saw: this run decides about them anew.
         self.best.prune(above=self.tracker.last_eval_step)
         place = {"place": self.divided.place} if self.divided else {}
-        dispatch = make_dispatch(gradients, optimizer, guard=config.nan_guard, **place)
+
+        def dispatch(state, bad_step, batches, *frozen):
+            if division is None:
+                # Arguments of the program, not constants inside it.
+                def loss(*args):
+                    return loss_fn(*args, *frozen)
+
+                gradients = gradients_of(loss, config.grad_accumulation)
+            else:
+                gradients = divided_gradients
+            steps = make_dispatch(gradients, optimizer, guard=config.nan_guard, **place)
+            return steps(state, bad_step, batches)
+
         fixed = replicated(mesh)
         self.dispatch = jax.jit(
             dispatch,
@@ -319,7 +346,9 @@ class _Run:
         if compiling:
             self.meter.stop()
             self.compiled.add(size)
-        self.state, self.bad_step, outputs = self.dispatch(self.state, self.bad_step, batches)
+        self.state, self.bad_step, outputs = self.dispatch(
+            self.state, self.bad_step, batches, *self.frozen
+        )
         if compiling:
             jax.block_until_ready(outputs)
             self.meter.reset()

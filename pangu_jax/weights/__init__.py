@@ -1,6 +1,6 @@
 """Weights of other programs in and out: GGUF, safetensors, their tokenizers and chat templates."""
 
-from pangu_jax.weights.chat import render_chat
+from pangu_jax.weights.chat import render_chat, render_chat_marked
 from pangu_jax.weights.errors import WeightsError
 from pangu_jax.weights.gguf_import import import_gguf, open_gguf
 from pangu_jax.weights.load import BUILT_IN, LoadedModel, load_weights
@@ -25,6 +25,7 @@ __all__ = [
     "load_weights",
     "open_gguf",
     "render_chat",
+    "render_chat_marked",
     "tokenizer_from_gguf",
     "tokenizer_from_hf",
 ]

@@ -7,12 +7,17 @@ reaching Python's internals and from changing what they are given.
 from __future__ import annotations
 
 import datetime
+import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pangu_jax.weights.errors import WeightsError, require
 from pangu_jax.weights.tokenizer_import import LoadedTokenizer
+
+# Around blocks of {% generation %}; Unicode sets these two aside as never being characters.
+_MARKS = ("\ufdd0", "\ufdd1")
 
 
 def render_chat(
@@ -36,6 +41,46 @@ def render_chat(
       WeightsError: no template, a template that is broken, refuses these messages or does what
         the sandbox forbids.
     """
+    return _render(
+        loaded, messages, ("", ""), tools=tools, add_generation_prompt=add_generation_prompt,
+        **variables,
+    )  # fmt: skip
+
+
+def render_chat_marked(
+    loaded: LoadedTokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    **variables: Any,
+) -> tuple[str, list[tuple[int, int]]]:
+    """(text of a whole chat, spans [start, stop) of characters that the model is to write).
+
+    For templates that name those themselves, between {% generation %} and {% endgeneration %};
+    other templates give no spans. Arguments and errors as `render_chat`, and besides:
+
+    Raises:
+      WeightsError: a message that holds one of the two marks used to find the blocks, or a template
+        that changes what stands inside a block afterwards.
+    """
+    plain = _render(loaded, messages, ("", ""), tools=tools, **variables)
+    marked = _render(loaded, messages, _MARKS, tools=tools, **variables)
+    pieces, spans, at = [], [], 0
+    for index, piece in enumerate(re.split(f"[{''.join(_MARKS)}]", marked)):
+        if index % 2:
+            spans.append((at, at + len(piece)))
+        pieces.append(piece)
+        at += len(piece)
+    if "".join(pieces) != plain or len(pieces) % 2 == 0:
+        raise WeightsError(
+            "The chat template changes the text of a {% generation %} block after writing it (or a "
+            f"message holds one of the characters {_MARKS[0]!a} and {_MARKS[1]!a}), so it cannot "
+            "be told where the answers stand."
+        )
+    return plain, [span for span in spans if span[0] < span[1]]
+
+
+def _render(loaded, messages, marks, *, tools=None, add_generation_prompt=False, **variables):
     jinja2 = require("jinja2")
     special = loaded.special
     if special.chat_template is None:
@@ -45,8 +90,7 @@ def render_chat(
         return "" if number is None else loaded.tokenizer.id_to_token(number)
 
     try:
-        template = _environment().from_string(special.chat_template)
-        return template.render(
+        return _compiled(special.chat_template, marks).render(
             messages=list(messages),
             tools=None if tools is None else list(tools),
             add_generation_prompt=add_generation_prompt,
@@ -62,10 +106,16 @@ def render_chat(
         raise WeightsError(f"The chat template refuses these messages: {error}") from error
 
 
-def _environment():
-    """What published templates expect: trimmed blocks, loop controls and three functions."""
-    from jinja2 import TemplateError
-    from jinja2.ext import loopcontrols
+@functools.lru_cache(maxsize=16)
+def _compiled(source: str, marks: tuple[str, str]):
+    return _environment(marks).from_string(source)
+
+
+def _environment(marks: tuple[str, str] = ("", "")):
+    """What published templates expect: trimmed blocks, loop controls, three functions and the tag
+    'generation', whose blocks come out between `marks`."""
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def refuse(message):
@@ -78,8 +128,19 @@ def _environment():
     def now(pattern):
         return datetime.datetime.now().strftime(pattern)
 
+    class Generation(Extension):
+        tags = frozenset(("generation",))
+
+        def parse(self, parser):
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            before, after = (
+                nodes.Output([nodes.TemplateData(mark, lineno=line)], lineno=line) for mark in marks
+            )
+            return [before, *body, after]
+
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
     )
     environment.filters["tojson"] = to_json
     environment.globals |= {"raise_exception": refuse, "strftime_now": now}
