@@ -1,0 +1,1 @@
+"""Agent systems: tool use, judging, code search and tagging, over one interface to models."""
