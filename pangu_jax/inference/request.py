@@ -121,7 +121,8 @@ class Delta:
     """News of a running request: what came since the last news.
 
     text may lag behind token_ids: bytes of a character still incomplete, or what could become a
-    stop text, are held back. finish_reason is set in the last one.
+    stop text, are held back. finish_reason is set in the last one. cached_tokens: of the prompt,
+    not computed anew; said once, in any of the request's news.
     """
 
     id: str
@@ -130,6 +131,7 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     error: str | None = None
+    cached_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
