@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from pangu_jax.kernels.rms_norm import fused_sandwich_step, rms_norm
-from pangu_jax.models.attention import Attention, AttentionContext
+from pangu_jax.models.attention import Attention
 from pangu_jax.models.cache import KVCache
 from pangu_jax.models.config import DecoderConfig
+from pangu_jax.models.context import AttentionContext
 from pangu_jax.models.init import normal, post_norm_gain, weight_std
 from pangu_jax.models.mlp import SwiGLU
 from pangu_jax.models.norm import NormScale, RMSNorm

@@ -1,22 +1,35 @@
 """Weights of any rank, the product with them, and the constraints on activations.
 
-A kernel is an array, or one of the things that stand for one in a product: `Int8Kernel`, and
-`LoraKernel`, which is either of them with adapters beside it.
+A kernel is an array, or one of the things that stand for one in a product: `FlatKernel`,
+`Int8Kernel`, and `LoraKernel`, which is any of these with adapters beside it.
 """
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
+from pangu_jax.models.contraction import contraction
 from pangu_jax.models.init import constant, normal
 from pangu_jax.models.lora.kernel import LoraKernel, adapted, low_rank_product
-from pangu_jax.models.quantized import Int8Kernel, int8_product
+from pangu_jax.models.quantized import Int8Kernel, int8_product, leading_axes, rows_product
 
-Kernel = jax.Array | Int8Kernel | LoraKernel
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FlatKernel:
+    """A weight (I..., O...) as one matrix (I, O), which XLA on CPU multiplies without copying it.
+
+    matrix: (I, O). shape: of the weight.
+    """
+
+    matrix: jax.Array
+    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+
+Kernel = jax.Array | FlatKernel | Int8Kernel | LoraKernel
 
 # Of the residual stream (B, T, D). Its sequence axis has a name of its own, so that it can be
 # split where norms and residual sums run (sequence parallelism) and whole inside attention.
@@ -26,8 +39,8 @@ RESIDUAL = ("batch", "residual_sequence", None)
 class Weights(nn.Module):
     """A kernel and, with `bias_rank`, a bias of its trailing axes, cast to `dtype`: (kernel, bias).
 
-    bias is None for bias_rank 0. Where the parameters hold an `Int8Kernel` under 'kernel', it is
-    returned as it is; where the collection 'lora' holds adapters here, a `LoraKernel` is.
+    bias is None for bias_rank 0. What stands for an array under 'kernel' is returned as it is;
+    where the collection 'lora' holds adapters for it, a `LoraKernel` is.
     """
 
     shape: tuple[int, ...]
@@ -46,7 +59,7 @@ class Weights(nn.Module):
 
     def _kernel(self) -> Kernel:
         stored = self.get_variable("params", "kernel") if not self.is_initializing() else None
-        if isinstance(stored, Int8Kernel):
+        if isinstance(stored, FlatKernel | Int8Kernel):
             return stored
         return self.param("kernel", normal(self.std, *self.axes), self.shape).astype(self.dtype)
 
@@ -58,34 +71,18 @@ def product(equation: str, x: jax.Array, kernel: Kernel) -> jax.Array:
         return (base + low_rank_product(equation, x, kernel)).astype(base.dtype)
     if isinstance(kernel, Int8Kernel):
         return int8_product(x, kernel)
-    return _array_product(equation, x, kernel)
+    if isinstance(kernel, FlatKernel):
+        return _flat_product(x, kernel)
+    return contraction(equation, x, kernel)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _array_product(equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """einsum(equation, x, kernel), with the kernel's gradient formed in the kernel's own order.
-
-    Automatic differentiation forms it transposed and turns it round; XLA on CPU then writes the
-    wide activations anew in transposed order and takes a slow path for the product. All axes of x
-    that the kernel lacks must be in the result, and none may be in all three.
-    """
-    return jnp.einsum(equation, x, kernel)
-
-
-def _product_forward(equation, x, kernel):
-    return _array_product(equation, x, kernel), (x, kernel)
-
-
-def _product_backward(equation, residuals, dy):
-    x, kernel = residuals
-    operands, of_y = equation.split("->")
-    of_x, of_kernel = operands.split(",")
-    dx = jnp.einsum(f"{of_y},{of_kernel}->{of_x}", dy, kernel)
-    d_kernel = jnp.einsum(f"{of_x},{of_y}->{of_kernel}", x, dy)
-    return dx.astype(x.dtype), d_kernel.astype(kernel.dtype)
-
-
-_array_product.defvjp(_product_forward, _product_backward)
+def _flat_product(x: jax.Array, kernel: FlatKernel) -> jax.Array:
+    """In the type of the matrix, summed in float32, returned in the type of x."""
+    inputs = kernel.matrix.shape[0]
+    lead = leading_axes(x.shape, inputs)
+    rows = x.reshape(-1, inputs).astype(kernel.matrix.dtype)
+    y = rows_product(rows, kernel.matrix, (((1,), (0,)), ((), ())))
+    return y.astype(x.dtype).reshape(*lead, *kernel.shape[x.ndim - len(lead) :])
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -1,11 +1,12 @@
 """Weights in int8 with one scale per output feature, and products with them.
 
-Two ways to multiply: 'weight_only' turns the integers into floats and sums in float32 (exact but
-for the rounding of the weights); 'dynamic' also rounds each activation row to int8 and sums in
-int32, which integer units do several times as fast (the scheme of LLM.int8, arXiv 2208.07339
-section 2.1, without its outlier columns).
+Two ways to multiply. 'weight_only' rounds nothing but the weights: where it pays, on CPU, each
+activation row becomes the sum of two int8 rows (a step of 1/32,258 of its largest entry), since
+integer units are several times as fast as floats made of the weights. 'dynamic' keeps the first
+of the two rows alone (a step of 1/127; the scheme of LLM.int8, arXiv 2208.07339 section 2.1,
+without its outlier columns).
 
-Letters: I inputs of a weight, O outputs, both flattened.
+Letters: I inputs of a weight, O outputs, both flattened; R rows.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ import jax.numpy as jnp
 
 Mode = Literal["weight_only", "dynamic"]
 MODES = get_args(Mode)
-# XLA on CPU multiplies a single int8 row in a scalar loop, two and more with its vector kernels.
-_LEAST_ROWS = 2
+_ROWS_BY_ROWS = (((1,), (1,)), ((), ()))  # (R, I) by (O, I)
 
 
 @jax.tree_util.register_dataclass
@@ -35,7 +35,7 @@ class Int8Kernel:
     q: jax.Array
     scale: jax.Array
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
-    mode: Mode = dataclasses.field(default="dynamic", metadata={"static": True})
+    mode: Mode = dataclasses.field(default="weight_only", metadata={"static": True})
 
     def dequantized(self, dtype: Any = jnp.float32) -> jax.Array:
         """The weight (I..., O...) that the integers stand for."""
@@ -44,7 +44,7 @@ class Int8Kernel:
         )
 
 
-def quantize(kernel: jax.Array, num_inputs: int, mode: Mode = "dynamic") -> Int8Kernel:
+def quantize(kernel: jax.Array, num_inputs: int, mode: Mode = "weight_only") -> Int8Kernel:
     """A weight (I..., O...) whose first `num_inputs` axes are inputs, rounded to nearest.
 
     Raises:
@@ -67,35 +67,59 @@ def quantize_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def int8_product(x: jax.Array, kernel: Int8Kernel) -> jax.Array:
     """x (..., I...) times the kernel -> (..., O...), in the type of x."""
-    inputs = _num_inputs(kernel)
-    lead = x.shape[: x.ndim - inputs]
+    lead = leading_axes(x.shape, kernel.q.shape[1])
     rows = x.reshape(-1, kernel.q.shape[1])
-    if kernel.mode == "weight_only":
-        y = _weight_only(rows, kernel.q)
-    else:
-        q, scale = quantize_rows(rows)
-        y = _rows_times_rows(q, kernel.q).astype(jnp.float32) * scale
+    multiply = _dynamic if kernel.mode == "dynamic" else _weight_only
+    y = multiply(rows, kernel.q)
     y = (y * kernel.scale).astype(x.dtype)
-    return y.reshape(*lead, *kernel.shape[inputs:])
+    return y.reshape(*lead, *kernel.shape[x.ndim - len(lead) :])
 
 
-def _num_inputs(kernel: Int8Kernel) -> int:
-    inputs, size = 0, 1
-    while size < kernel.q.shape[1]:
-        size *= kernel.shape[inputs]
-        inputs += 1
-    return inputs
+def leading_axes(shape: tuple[int, ...], inputs: int) -> tuple[int, ...]:
+    """Of a shape (..., I...) whose last axes hold `inputs` features, the axes before them."""
+    end = len(shape)
+    while math.prod(shape[end:]) < inputs:
+        end -= 1
+    return shape[:end]
+
+
+def _dynamic(rows: jax.Array, q: jax.Array) -> jax.Array:
+    first, scale = quantize_rows(rows)
+    return _integer_product(first, q).astype(jnp.float32) * scale
 
 
 def _weight_only(rows: jax.Array, q: jax.Array) -> jax.Array:
+    return jax.lax.platform_dependent(rows, q, cpu=_in_two_terms, default=_as_floats)
+
+
+def _in_two_terms(rows: jax.Array, q: jax.Array) -> jax.Array:
+    first, scale = quantize_rows(rows)
+    rest = rows.astype(jnp.float32) / scale - first  # at most 1/2
+    second = jnp.round(rest * 254).astype(jnp.int8)
+    y = _integer_product(jnp.concatenate([first, second]), q).astype(jnp.float32)
+    return (y[: len(rows)] + y[len(rows) :] / 254) * scale
+
+
+def _as_floats(rows: jax.Array, q: jax.Array) -> jax.Array:
     return jax.lax.dot_general(
-        rows, q.astype(rows.dtype), (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+        rows, q.astype(rows.dtype), _ROWS_BY_ROWS, preferred_element_type=jnp.float32
     )
 
 
-def _rows_times_rows(a: jax.Array, b: jax.Array) -> jax.Array:
+def _integer_product(a: jax.Array, q: jax.Array) -> jax.Array:
     """int8 (R, I) times int8 (O, I) -> int32 (R, O)."""
-    missing = max(_LEAST_ROWS - a.shape[0], 0)
-    padded = jnp.pad(a, ((0, missing), (0, 0))) if missing else a
-    y = jax.lax.dot_general(padded, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
-    return y[: a.shape[0]] if missing else y
+    return rows_product(a, q, _ROWS_BY_ROWS)
+
+
+def rows_product(a: jax.Array, b: jax.Array, dimensions: Any) -> jax.Array:
+    """dot_general of rows (R, I) and a matrix, summed in int32 for integers, else in float32.
+
+    XLA on CPU multiplies a single row of a short type in a scalar loop, two and more with its
+    vector kernels; so a single one gets company.
+    """
+    alone = a.shape[0] == 1 and a.dtype.itemsize < 4
+    whole = jnp.issubdtype(a.dtype, jnp.integer)
+    acc = jnp.int32 if whole else jnp.promote_types(a.dtype, jnp.float32)
+    a = jnp.pad(a, ((0, 1), (0, 0))) if alone else a
+    y = jax.lax.dot_general(a, b, dimensions, preferred_element_type=acc)
+    return y[:1] if alone else y

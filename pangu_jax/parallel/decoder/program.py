@@ -25,8 +25,8 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from pangu_jax.kernels.rms_norm import rms_norm
-from pangu_jax.models.attention import AttentionContext
 from pangu_jax.models.config import DecoderConfig
+from pangu_jax.models.context import AttentionContext
 from pangu_jax.models.decoder import Block
 from pangu_jax.models.loss import WHOLE_VOCABULARY, cross_entropy
 from pangu_jax.models.remat import checkpointed
