@@ -6,6 +6,7 @@ import ast
 import json
 import math
 import operator
+import re
 import warnings
 from typing import Any
 
@@ -25,6 +26,10 @@ _ARITHMETIC = {
 }
 
 
+# Invalid escapes and numbers run into words make the compiler warn.
+_MAY_WARN = re.compile(r"\\|\d[A-Za-z]")
+
+
 class CallParseError(ValueError):
     """A text that is not a list of calls; the message says why."""
 
@@ -37,17 +42,16 @@ def read_python(text: str, *, strict: bool) -> list[tuple[str, dict[str, Any]]]:
     without keywords; a nested call with keywords is {name: arguments}.
 
     Args:
-      strict: refuse positional and repeated arguments, rather than drop the positional ones and
-        keep the last of the repeated.
+      strict: refuse positional and repeated arguments, and read signs before any number. Otherwise,
+        as BFCL does, drop the positional ones, keep the last of the repeated, and read signs only
+        before a plain number.
 
     Raises:
       CallParseError: anything else.
     """
     _check_depth(text)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in a model's text
-            body = ast.parse(text, mode="eval").body
+        body = _parse_quietly(text).body
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
         reason = getattr(error, "msg", None) or str(error) or type(error).__name__
         raise CallParseError(f"not Python syntax: {reason}") from None
@@ -71,6 +75,14 @@ def read_json(text: str) -> list[tuple[str, dict[str, Any]]]:
     """
     value = _load(text)
     return [_json_call(v) for v in (value if isinstance(value, list) else [value])]
+
+
+def _parse_quietly(text: str) -> ast.Expression:
+    if not _MAY_WARN.search(text):
+        return ast.parse(text, mode="eval")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(text, mode="eval")
 
 
 def _json_call(value: Any) -> tuple[str, dict[str, Any]]:
@@ -141,7 +153,7 @@ def _value(node: ast.expr, strict: bool, depth: int) -> Any:
     if isinstance(node, ast.Dict):
         result = {}
         for key, value in zip(node.keys, node.values, strict=True):
-            key = _constant(key) if isinstance(key, ast.Constant) else _number(key, depth)
+            key = key.id if isinstance(key, ast.Name) else _number(key, depth)
             result[key] = _value(value, strict, depth + 1)
         return result
     if isinstance(node, ast.Name):
@@ -153,8 +165,8 @@ def _value(node: ast.expr, strict: bool, depth: int) -> Any:
         return {name: arguments}
     if isinstance(node, ast.Subscript):
         return _source(node)
-    if isinstance(node, ast.Constant):
-        return _constant(node)
+    if isinstance(node, ast.UnaryOp) and not strict and not isinstance(node.operand, ast.Constant):
+        raise CallParseError("a sign stands before something that is not a number")
     return _number(node, depth)
 
 
@@ -211,6 +223,8 @@ def _bounded(value: Any) -> Any:
 
 def _check_depth(text: str) -> None:
     """Refuses deep brackets before a recursive parser sees them; strings are skipped."""
+    if sum(map(text.count, "([{")) <= MAX_DEPTH:
+        return
     depth, quote, position = 0, "", 0
     while position < len(text):
         char = text[position]
