@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pangu_jax.models.contraction import contraction
+
 COLLECTION = "lora"
 
 
@@ -86,11 +88,11 @@ def low_rank_product(equation: str, x: jax.Array, kernel: LoraKernel) -> jax.Arr
     else:
         x = _dropped(x, kernel.dropout, kernel.key)
         down = f"m{of_x},m{inputs}r->{lead}mr"
-    hidden = jnp.einsum(down, x, a, preferred_element_type=wide)
+    hidden = contraction(down, x, a, wide)
     weight = kernel.mix.astype(wide) * kernel.scale.astype(wide)
     weight = jnp.expand_dims(weight, (*range(1, len(lead)), len(lead) + 1))
     hidden = (hidden * weight).astype(x.dtype)
-    return jnp.einsum(f"{lead}mr,mr{outputs}->{of_y}", hidden, b, preferred_element_type=wide)
+    return contraction(f"{lead}mr,mr{outputs}->{of_y}", hidden, b, wide)
 
 
 def _dropped(x: jax.Array, rate: jax.Array, key: jax.Array) -> jax.Array:
