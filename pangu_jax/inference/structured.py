@@ -28,6 +28,7 @@ from pangu_jax.weights.tokenizer_import import LoadedTokenizer
 _ESCAPES = '"\\bfnrt'
 _WHITESPACE = {"any": None, "single": " ?"}
 _CACHED = 64  # compiled grammars kept; each holds its lexer's states
+_MAX_LEXER_STATES = 50_000  # up to 2 kB each (the library's figure): 100 MB for one grammar
 _PROBLEM_LENGTH = 500  # characters of the library's own words that an error passes on
 
 
@@ -94,15 +95,21 @@ class GrammarCompiler:
         self.vocab_size = vocab_size
         self.eos_ids = tuple(eos_ids)
         self._eos_bits = _bits(eos_ids, vocab_size)
-        self._rows = _bits(list(known), vocab_size)
+        special = [
+            index
+            for index, token in tokenizer.tokenizer.get_added_tokens_decoder().items()
+            if token.special and index not in eos_ids
+        ]
+        self._allowed = _bits(list(known), vocab_size) & ~_bits(special, vocab_size)
         self._compiled = collections.OrderedDict()
         self._lock = threading.Lock()
 
     def compile(self, grammar: Grammar) -> GrammarState:
         """The state before the first token; the work is done once for equal grammars.
 
-        Regular expressions are those of Rust's `regex` (no look-around, no back-references) and
-        match the whole text. Lark grammars are those of llguidance.
+        Regular expressions are those of Rust's `regex` (no look-around, no back-references), with
+        \\d for 0 to 9, and match the whole text. Lark grammars are those of llguidance, without
+        special tokens.
 
         Raises:
           RequestError: an invalid grammar, one that a mask cannot express, or one without any text.
@@ -112,7 +119,12 @@ class GrammarCompiler:
             if found is not None:
                 self._compiled.move_to_end(grammar)
         if found is None:
-            matcher = self._library.LLMatcher(self._tokens, self._source(grammar), log_level=0)
+            matcher = self._library.LLMatcher(
+                self._tokens,
+                self._source(grammar),
+                log_level=0,
+                limits=self._library.LLParserLimits(max_lexer_states=_MAX_LEXER_STATES),
+            )
             if matcher.is_error():
                 raise RequestError(f"{grammar.kind}: {_short(matcher.get_error())}")
             found = GrammarState(self, matcher)
@@ -124,15 +136,25 @@ class GrammarCompiler:
         return found.copy()
 
     def _source(self, grammar: Grammar) -> str:
-        matcher = self._library.LLMatcher
-        if grammar.kind == "json_schema":
-            schema = json.dumps(parse_schema(grammar.source))
-            return matcher.grammar_from_json_schema(schema, overrides=self._json_options())
-        if grammar.kind == "regex":
-            return matcher.grammar_from_regex(grammar.source)
-        return matcher.grammar_from_lark(self._checked_lark(grammar.source))
+        """The grammar in Lark, the one form in which forcing can be switched off.
 
-    def _json_options(self) -> dict[str, Any]:
+        Where only one text is possible, the library would allow only that text's usual tokens, and
+        takes the spelling of a special token for the special token.
+        """
+        if grammar.kind == "json_schema":
+            lark = f"start: {self._json_rule(parse_schema(grammar.source))}"
+        elif grammar.kind == "regex":
+            lark = f"start: /{self._library.regex_to_lark(grammar.source, 'd')}/"
+        else:
+            lark = self._checked_lark(grammar.source)
+        return self._library.LLMatcher.grammar_from_lark(
+            '%llguidance {"no_forcing": true}\n' + lark
+        )
+
+    def _json_rule(self, schema: Any) -> str:
+        check_schema(schema)
+        if schema is False:
+            raise RequestError("json_schema at #: false allows no text; write what is allowed.")
         options = {
             "lenient": False,
             "coerce_one_of": False,
@@ -140,22 +162,25 @@ class GrammarCompiler:
             "json_allow_general_unicode_escapes": False,
         }
         pattern = _WHITESPACE[self._json_whitespace]
-        return options if pattern is None else {**options, "whitespace_pattern": pattern}
+        if pattern is not None:
+            options["whitespace_pattern"] = pattern
+        schema = {} if schema is True else schema
+        return "%json " + json.dumps({**schema, "x-guidance": options})
 
     def _checked_lark(self, source: str) -> str:
         """Schemas inside a lark grammar (`%json {...}`) obey the same rules."""
+        if "%llguidance" in source:
+            raise RequestError("lark: the directive %llguidance is set here; leave it out.")
         decoder = json.JSONDecoder()
         parts, done = [], 0
         for found in re.finditer(r"%json\s*(?=\{)", source):
-            if found.end() < done:
+            if found.start() < done:
                 continue
             try:
                 schema, end = decoder.raw_decode(source, found.end())
             except json.JSONDecodeError:
                 continue  # the library says where
-            check_schema(schema)
-            schema = json.dumps({**schema, "x-guidance": self._json_options()})
-            parts += [source[done : found.end()], schema]
+            parts += [source[done : found.start()], self._json_rule(schema)]
             done = end
         return "".join([*parts, source[done:]])
 
@@ -178,13 +203,13 @@ class GrammarState:
         compiler = self._compiler
         words = np.frombuffer(self._matcher.compute_bitmask(), "<u4")
         self._check()
-        mask = words[: compiler._rows.size] & compiler._rows
+        mask = words[: compiler._allowed.size] & compiler._allowed
         if not self.may_end:
             mask &= ~compiler._eos_bits  # a lark grammar might name an end token inside a text
         if not mask.any():
             raise RequestError(
                 "The grammar allows no token here: it asks for bytes that no token of this "
-                "tokenizer has, or for an end token inside the text."
+                "tokenizer has, or for a special token inside the text."
             )
         return mask
 
