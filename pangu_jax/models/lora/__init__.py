@@ -11,6 +11,7 @@ from pangu_jax.models.lora.bind import (
 )
 from pangu_jax.models.lora.config import TARGETS, LoraConfig, LoraError
 from pangu_jax.models.lora.kernel import LoraKernel, low_rank_product
+from pangu_jax.models.lora.merge import Merged, merge, unmerge
 
 __all__ = [
     "TARGETS",
@@ -18,14 +19,17 @@ __all__ = [
     "LoraConfig",
     "LoraError",
     "LoraKernel",
+    "Merged",
     "bind",
     "check_adapter",
     "fingerprint",
     "init_lora",
     "layer_slice",
     "low_rank_product",
+    "merge",
     "select",
     "stack",
+    "unmerge",
     "with_logical_axes",
     "with_weights",
 ]
