@@ -34,7 +34,7 @@ IMPLEMENTATIONS: Mapping[str, frozenset[str]] = {
     "endpoint (server='vllm')": _OPENAI | _SAMPLERS | {"regex"},
     "endpoint (server='sglang')": _OPENAI | _SAMPLERS | {"regex"},
     "endpoint (server='llama.cpp')": _OPENAI | _SAMPLERS,
-    "endpoint (server='pangu')": _OPENAI | _SAMPLERS | {"regex"},
+    "endpoint (server='pangu')": _OPENAI | _SAMPLERS | {"regex", "adapters"},
     "scripted": frozenset(CAPABILITIES),
 }
 

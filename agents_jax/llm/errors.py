@@ -22,7 +22,7 @@ CallErrorKind = Literal[
     "unsupported",
 ]
 # What the next request of a batch would meet as well, so that it is not asked.
-FATAL: frozenset[str] = frozenset({"auth", "not_found", "budget", "deadline", "unsupported"})
+FATAL: frozenset[str] = frozenset({"auth", "not_found", "budget", "unsupported"})
 # What may pass by itself.
 RETRIED: frozenset[str] = frozenset({"rate_limit", "server", "timeout", "connection", "truncated"})
 
@@ -57,7 +57,7 @@ class CallError(LlmError):
     Attributes: kind (one of CallErrorKind), attempts (how often it was tried), status (HTTP, None
     where there is none), retry_after (seconds that the endpoint asked to wait, None for none),
     billed (whether the endpoint may have done the work and charge for it), history (one
-    types.Attempt per attempt).
+    results.Attempt per attempt).
     """
 
     def __init__(

@@ -15,19 +15,11 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from agents_jax.llm import background
+from agents_jax.llm.call_log import Transcript
 from agents_jax.llm.capabilities import Capabilities, require
 from agents_jax.llm.errors import BatchError, CallError, InvalidRequest, MissingCapability
-from agents_jax.llm.transcript import Transcript
-from agents_jax.llm.types import (
-    Failure,
-    GenerateRequest,
-    HiddenStates,
-    HiddenStatesRequest,
-    Response,
-    ScoreRequest,
-    Scores,
-    Usage,
-)
+from agents_jax.llm.requests import GenerateRequest, HiddenStatesRequest, ScoreRequest
+from agents_jax.llm.results import Failure, HiddenStates, Response, Scores, Usage
 
 OnError = Literal["raise", "return"]
 # Told of each part of a request and its result as soon as it is answered.

@@ -16,7 +16,7 @@ from typing import Any
 
 from agents_jax.llm.errors import CallError, InvalidRequest, RecordingError
 from agents_jax.llm.jsonl import JsonLines, read_lines
-from agents_jax.llm.types import Usage
+from agents_jax.llm.results import Usage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from agents_jax.llm.errors import RecordingError
-from agents_jax.llm.types import (
+from agents_jax.llm.results import (
     Attempt,
     Choice,
     ContinuationScore,

@@ -15,6 +15,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from agents_jax.llm.call_log import Transcript
 from agents_jax.llm.capabilities import CAPABILITIES, Capabilities, require
 from agents_jax.llm.differences import nearest_difference
 from agents_jax.llm.errors import (
@@ -27,16 +28,8 @@ from agents_jax.llm.hashing import canonical, plain, request_key
 from agents_jax.llm.interface import BaseModel, LanguageModel, merge
 from agents_jax.llm.jsonl import JsonLines, read_lines
 from agents_jax.llm.records import from_json, to_json
-from agents_jax.llm.transcript import Transcript
-from agents_jax.llm.types import (
-    Failure,
-    GenerateRequest,
-    HiddenStates,
-    Response,
-    ScoreRequest,
-    Scores,
-    Usage,
-)
+from agents_jax.llm.requests import GenerateRequest, ScoreRequest
+from agents_jax.llm.results import Failure, HiddenStates, Response, Scores, Usage
 
 _log = logging.getLogger(__name__)
 Mode = Literal["record", "replay"]
@@ -179,7 +172,9 @@ class RecordedModel(BaseModel):
         failures = {}
         for part, result in zip(asked, results, strict=True):
             if result.error is not None:
-                bare = dataclasses.replace(result, choices=()) if part.kind == "generate" else result
+                bare = (
+                    dataclasses.replace(result, choices=()) if part.kind == "generate" else result
+                )
                 failures |= {self._key(single): bare for single in _singles(part)}
         return failures, cause
 

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 from agents_jax.llm.errors import RETRIED, CallError, InvalidRequest
-from agents_jax.llm.types import Attempt
+from agents_jax.llm.results import Attempt
 
 T = TypeVar("T")
 
@@ -134,7 +134,7 @@ async def with_retries(
         if remaining is not None and delay >= remaining:
             give_up(
                 failure,
-                failure.kind,
+                "deadline",
                 f"{failure} Tried {count} time(s); no time for another within "
                 f"deadline={policy.deadline:.0f} s.",
             )

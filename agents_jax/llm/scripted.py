@@ -10,22 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from agents_jax.llm.call_log import Transcript
 from agents_jax.llm.capabilities import CAPABILITIES, Capabilities
 from agents_jax.llm.errors import CallError, InvalidRequest
 from agents_jax.llm.hashing import digest
 from agents_jax.llm.interface import BaseModel
-from agents_jax.llm.transcript import Transcript
-from agents_jax.llm.types import (
-    Choice,
-    ContinuationScore,
-    GenerateRequest,
-    HiddenStates,
-    HiddenStatesRequest,
-    Response,
-    ScoreRequest,
-    Scores,
-    Usage,
-)
+from agents_jax.llm.requests import GenerateRequest, HiddenStatesRequest, ScoreRequest
+from agents_jax.llm.results import Choice, ContinuationScore, HiddenStates, Response, Scores, Usage
 
 Answer = str | Choice | Exception
 Answers = Sequence[Answer] | Mapping[str, Any] | Callable[[GenerateRequest], Any]
