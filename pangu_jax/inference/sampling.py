@@ -1,0 +1,218 @@
+"""Choosing the next token of each row on the device.
+
+No sorting: the k-th largest logit and the edge of a nucleus are found by bisection over the bits of
+a float, which is exact and costs 32 passes over the logits whatever the vocabulary.
+
+Letters: B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pangu_jax.inference.request import SamplingParams
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Features:
+    """What any row of a batch asks for; what none asks for is not in the program.
+
+    top_logprobs: alternatives reported; -1 for no log-probabilities at all.
+    """
+
+    random: bool = False
+    filters: bool = False
+    penalties: bool = False
+    mask: bool = False
+    top_logprobs: int = -1
+
+    @staticmethod
+    def of(rows: Sequence[SamplingParams]) -> Features:
+        """The union of what these rows ask for."""
+        asked = max((-1 if p.logprobs is None else p.logprobs for p in rows), default=-1)
+        return Features(
+            random=any(p.temperature > 0 for p in rows),
+            filters=any(p.temperature > 0 and (p.top_k or p.top_p < 1 or p.min_p) for p in rows),
+            penalties=any(has_penalties(p) for p in rows),
+            mask=any(p.grammar is not None for p in rows),
+            top_logprobs=next(n for n in (-1, 0, 5, 20) if n >= asked),
+        )
+
+
+def has_penalties(params: SamplingParams) -> bool:
+    """Whether the choice depends on which tokens came before."""
+    return (
+        params.repetition_penalty != 1
+        or params.presence_penalty != 0
+        or params.frequency_penalty != 0
+    )
+
+
+class RowSampling(NamedTuple):
+    """`SamplingParams` of the rows as arrays (B,); seed: uint32 (B, 2)."""
+
+    temperature: np.ndarray
+    top_k: np.ndarray
+    top_p: np.ndarray
+    min_p: np.ndarray
+    repetition: np.ndarray
+    presence: np.ndarray
+    frequency: np.ndarray
+    seed: np.ndarray
+
+    @staticmethod
+    def of(rows: Sequence[SamplingParams], size: int) -> RowSampling:
+        """Arrays for these rows, padded to `size` with greedy ones."""
+        rows = [*rows, *[SamplingParams()] * (size - len(rows))]
+
+        def column(name, dtype=np.float32):
+            return np.asarray([getattr(p, name) for p in rows], dtype)
+
+        seeds = [[(p.seed >> 32) & 0xFFFFFFFF, p.seed & 0xFFFFFFFF] for p in rows]
+        return RowSampling(
+            column("temperature"), column("top_k", np.int32), column("top_p"), column("min_p"),
+            column("repetition_penalty"), column("presence_penalty"), column("frequency_penalty"),
+            np.asarray(seeds, np.uint32),
+        )  # fmt: skip
+
+
+class Chosen(NamedTuple):
+    """token: int32 (B,). logprob: (B,); top_ids, top_logprobs: (B, n), or None if not asked for."""
+
+    token: jax.Array
+    logprob: jax.Array | None = None
+    top_ids: jax.Array | None = None
+    top_logprobs: jax.Array | None = None
+
+
+class Seen(NamedTuple):
+    """in_prompt: bool (B, V). generated: int32 (B, V), how often the completion holds a token."""
+
+    in_prompt: jax.Array
+    generated: jax.Array
+
+
+def choose(
+    logits: jax.Array, rows: RowSampling, index: jax.Array, features: Features,
+    seen: Seen | None = None, mask: jax.Array | None = None,
+) -> Chosen:  # fmt: skip
+    """The next token of each row.
+
+    Args:
+      logits: float32 (B, V).
+      index: int32 (B,), how many tokens the row has generated: with its seed this is the whole
+        state of its randomness.
+      seen: with features.penalties.
+      mask: with features.mask, uint32 (B, ceil(V / 32)); bit t of word w allows token 32 w + t.
+    """
+    raw = logits
+    if features.penalties:
+        logits = penalised(logits, rows, seen)
+    if features.mask:
+        logits = jnp.where(unpack_mask(mask, logits.shape[-1]), logits, -jnp.inf)
+    token = jnp.argmax(logits, -1).astype(jnp.int32)
+    if features.random:
+        scaled = logits / jnp.maximum(rows.temperature, 1e-6)[:, None]
+        if features.filters:
+            scaled = jnp.where(kept(scaled, rows), scaled, -jnp.inf)
+        drawn = jnp.argmax(scaled + _noise(rows.seed, index, logits.shape[-1]), -1)
+        token = jnp.where(rows.temperature > 0, drawn.astype(jnp.int32), token)
+    if features.top_logprobs < 0:
+        return Chosen(token)
+    logprob, top_ids, top = log_probabilities(raw, token, features.top_logprobs)
+    return Chosen(token, logprob, top_ids, top)
+
+
+def log_probabilities(
+    logits: jax.Array, token: jax.Array, top: int
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """(that of token (B,), ids of the `top` likeliest (B, top), theirs (B, top))."""
+    total = jax.nn.logsumexp(logits, -1)
+    logprob = jnp.take_along_axis(logits, token[:, None], -1)[:, 0] - total
+    if not top:
+        return logprob, None, None
+    values, ids = jax.lax.top_k(logits, min(top, logits.shape[-1]))
+    return logprob, ids.astype(jnp.int32), values - total[:, None]
+
+
+def penalised(logits: jax.Array, rows: RowSampling, seen: Seen) -> jax.Array:
+    """Logits after the repetition, presence and frequency penalties of `SamplingParams`."""
+    factor = jnp.asarray(rows.repetition)[:, None]
+    before = seen.in_prompt | (seen.generated > 0)
+    repeated = jnp.where(logits > 0, logits / factor, logits * factor)
+    logits = jnp.where(before, repeated, logits)
+    logits = logits - jnp.asarray(rows.presence)[:, None] * (seen.generated > 0)
+    return logits - jnp.asarray(rows.frequency)[:, None] * seen.generated
+
+
+def kept(logits: jax.Array, rows: RowSampling) -> jax.Array:
+    """Bool (B, V): tokens that pass top_k, top_p and min_p; ties at an edge all pass.
+
+    top_p looks at the distribution after top_k, min_p at the ratio to the most probable token.
+    """
+    vocabulary = logits.shape[-1]
+    k = jnp.where(jnp.asarray(rows.top_k) > 0, rows.top_k, vocabulary).astype(jnp.float32)
+    probabilities = jax.nn.softmax(logits, -1)
+    above = _edge(logits, jnp.ones_like(logits), jnp.minimum(k, vocabulary))
+    passed = logits >= above[:, None]
+    mass = jnp.where(passed, probabilities, 0.0)
+    # A nucleus of all the mass must not hang on the rounding of a sum.
+    wanted = jnp.asarray(rows.top_p) * jnp.sum(mass, -1)
+    nucleus = logits >= _edge(logits, mass, wanted)[:, None]
+    passed &= nucleus | (jnp.asarray(rows.top_p) >= 1)[:, None]
+    least = jnp.max(probabilities, -1, keepdims=True) * jnp.asarray(rows.min_p)[:, None]
+    return passed & (probabilities >= least)
+
+
+def _edge(values: jax.Array, weights: jax.Array, wanted: jax.Array) -> jax.Array:
+    """The largest t for which the weights of values >= t sum to at least `wanted`: (B,).
+
+    Where even all weights do not reach it, the least float.
+    """
+    keys = _ordered(values)
+    low = jnp.zeros(values.shape[0], jnp.uint32)
+
+    def narrow(bit, low):
+        trial = low | (jnp.uint32(1) << (31 - bit).astype(jnp.uint32))
+        total = jnp.sum(jnp.where(keys >= trial[:, None], weights, 0.0), -1)
+        return jnp.where(total >= wanted, trial, low)
+
+    return _unordered(jax.lax.fori_loop(0, 32, narrow, low))
+
+
+def _ordered(x: jax.Array) -> jax.Array:
+    """uint32 with the order of float32 x."""
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    sign = jnp.uint32(0x80000000)
+    return jnp.where(bits & sign, ~bits, bits | sign)
+
+
+def _unordered(key: jax.Array) -> jax.Array:
+    sign = jnp.uint32(0x80000000)
+    bits = jnp.where(key & sign, key & ~sign, ~key)
+    # Keys below that of -inf would be NaN.
+    return jnp.where(key < jnp.uint32(0x007FFFFF), -jnp.inf, _as_float(bits))
+
+
+def _as_float(bits: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _noise(seed: jax.Array, index: jax.Array, vocabulary: int) -> jax.Array:
+    def of_row(words, count):
+        key = jax.random.wrap_key_data(words, impl="threefry2x32")
+        return jax.random.gumbel(jax.random.fold_in(key, count), (vocabulary,))
+
+    return jax.vmap(of_row)(jnp.asarray(seed), index)
+
+
+def unpack_mask(words: jax.Array, vocabulary: int) -> jax.Array:
+    """Bool (B, V) of uint32 (B, ceil(V / 32)), least significant bit first."""
+    bits = (words[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    return bits.reshape(*words.shape[:-1], -1)[..., :vocabulary] > 0
