@@ -134,20 +134,23 @@ def official(cases: Sequence[tuple[Item, str, str]]) -> tuple[list[tuple], dict]
         + "\n"
         for item, text, _ in cases
     )
+    *verdicts, seconds = run_official(lines)
+    return [(v["valid"], short_name(v["error_type"])) for v in verdicts], seconds
+
+
+def run_official(lines: str) -> list[dict]:
+    """Answers of `peers/bfcl_official.py`, on the code of the pinned wheel in a passing folder."""
+    script = pathlib.Path(__file__).parent / "peers" / "bfcl_official.py"
     with tempfile.TemporaryDirectory() as folder:
         with zipfile.ZipFile(fetch_wheel("bfcl-eval")) as archive:
-            archive.extractall(
-                folder, [n for n in archive.namelist() if n.endswith(".py") and ".." not in n]
-            )
-        script = pathlib.Path(__file__).parent / "peers" / "bfcl_official.py"
+            archive.extractall(folder, [n for n in archive.namelist() if n.endswith(".py")])
         done = subprocess.run(
             [sys.executable, str(script), folder],
             input=lines, capture_output=True, text=True, check=False, timeout=3600,
         )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"the official checker failed:\n{done.stderr[-2000:]}")
-    *verdicts, seconds = [json.loads(line) for line in done.stdout.splitlines()]
-    return [(v["valid"], short_name(v["error_type"])) for v in verdicts], seconds
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def short_name(error_type: str | None) -> str | None:

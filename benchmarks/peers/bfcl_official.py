@@ -3,10 +3,11 @@
     python bfcl_official.py <folder with the unpacked bfcl-eval wheel> < cases > verdicts
 
 A case is {"category", "functions", "answer", "text"}; a verdict {"valid", "error_type"}, and the
-last line {"decode_seconds", "check_seconds"}. Only the standard library is needed: modules for
-model vendors, Java, JavaScript, retries and file locks are replaced by empty ones, which neither
-the decoder of Python calls nor the checker uses. The decoder evaluates arithmetic with `eval`: give
-it texts of trusted origin only.
+last line {"decode_seconds", "check_seconds"}. A case {"id", "function", "messages"} asks for the
+official prompt instead: the answer is {"messages"}. Only the standard library is needed: modules
+for model vendors, Java, JavaScript, retries and file locks are replaced by empty ones, which
+neither the decoder of Python calls nor the checker uses. The decoder evaluates arithmetic with
+`eval`: give it texts of trusted origin only.
 """
 
 from __future__ import annotations
@@ -40,12 +41,25 @@ def main() -> None:
     )
     from bfcl_eval.constants.enums import Language
     from bfcl_eval.eval_checker.ast_eval.ast_checker import ast_checker
-    from bfcl_eval.model_handler.utils import default_decode_ast_prompting
-    from bfcl_eval.utils import is_function_calling_format_output
+    from bfcl_eval.model_handler.utils import (
+        default_decode_ast_prompting,
+        system_prompt_pre_processing_chat_model,
+    )
+    from bfcl_eval.utils import (
+        add_language_specific_hint_to_function_doc,
+        is_function_calling_format_output,
+    )
 
     decode_seconds = check_seconds = 0.0
     for line in sys.stdin:
         case = json.loads(line)
+        if "messages" in case:
+            (entry,) = add_language_specific_hint_to_function_doc([case])
+            messages = system_prompt_pre_processing_chat_model(
+                case["messages"], entry["function"], case["id"]
+            )
+            print(json.dumps({"messages": messages}))
+            continue
         start = time.perf_counter()
         try:
             decoded = default_decode_ast_prompting(case["text"])

@@ -3,8 +3,8 @@
 from agents_jax.tools.bfcl.checker import Verdict, check
 from agents_jax.tools.bfcl.data import AST_CATEGORIES, CATEGORIES, CITATION, LICENCE, Item, load
 from agents_jax.tools.bfcl.evaluate import Report, evaluate
-from agents_jax.tools.bfcl.gold import gold_calls
-from agents_jax.tools.bfcl.prompts import prompt_messages, to_chat
+from agents_jax.tools.bfcl.gold import gold_calls, is_solvable
+from agents_jax.tools.bfcl.prompts import REFUSAL, prompt_messages, to_chat, write_chats
 from agents_jax.tools.bfcl.splits import Split, split_by_category, split_by_function
 
 __all__ = [
@@ -13,15 +13,18 @@ __all__ = [
     "CITATION",
     "Item",
     "LICENCE",
+    "REFUSAL",
     "Report",
     "Split",
     "Verdict",
     "check",
     "evaluate",
     "gold_calls",
+    "is_solvable",
     "load",
     "prompt_messages",
     "split_by_category",
     "split_by_function",
     "to_chat",
+    "write_chats",
 ]

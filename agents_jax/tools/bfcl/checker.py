@@ -7,6 +7,7 @@ where they decide whether an answer counts, so that accuracies can be compared.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -152,7 +153,8 @@ def _check_value(schema: Mapping[str, Any], value: Any, allowed: Sequence) -> st
     if schema["type"] == "tuple" and type(value) is tuple:
         value = list(value)
     if kind is float and type(value) is int:
-        value = float(value)  # finite: integers are bounded when parsed
+        with contextlib.suppress(OverflowError):  # too large: stays an integer, a wrong type
+            value = float(value)
     inner = _python_type(schema["items"]) if kind is list and "items" in schema else None
     gold_type = _first_type(allowed)
     # A gold value of another type than the schema's stands for the name of a variable.

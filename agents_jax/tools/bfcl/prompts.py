@@ -10,6 +10,8 @@ from __future__ import annotations
 import ast
 import functools
 import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,6 +90,18 @@ def to_chat(
         raise ValueError(f"{item.id}: items of {item.category} have no gold answer to train on.")
     messages = prompt_messages(item, style, cache=cache)
     return {"messages": [*messages, {"role": "assistant", "content": answer}]}
+
+
+def write_chats(
+    path: str | os.PathLike,
+    items: Iterable[Item],
+    style: Style = "compact",
+    rng: np.random.Generator | None = None,
+) -> int:
+    """Writes `to_chat` of each item as a line of JSON; returns their number."""
+    lines = [json.dumps(to_chat(item, style, rng), ensure_ascii=False) + "\n" for item in items]
+    Path(path).write_text("".join(lines), encoding="utf-8")
+    return len(lines)
 
 
 def _official_system(item: Item, cache: Path | None) -> str:
