@@ -26,6 +26,7 @@ EXPERIMENTS = {
     "pangu.pretrain": "pangu_jax.pretraining.experiment",
     "pangu.comparison": "pangu_jax.pretraining.comparison",
     "pangu.plan": "pangu_jax.planning.experiment",
+    "pangu.sft": "pangu_jax.training.sft.experiment",
 }
 _OF_A_RUN = ("eval", "predict", "generate", "needle")  # modes that read a checkpoint
 MODES = ("train", "eval", "predict", "generate", "needle", "benchmark", "plan")
