@@ -241,7 +241,7 @@ class _Door:
         except Exception as error:
             if not isinstance(error, ApiError):
                 _log.exception("a request broke the server's code")
-                error = failed("The server failed; details are in its log.")
+                error = failed("The server")
             if not began:
                 await _error_response(error)(scope, receive, watched)
         finally:

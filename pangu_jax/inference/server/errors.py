@@ -63,10 +63,10 @@ def closing() -> ApiError:
     )
 
 
-def failed(reason: str | None = None) -> ApiError:
-    """500: the engine broke down; details stand in the server's log."""
+def failed(what: str = "The engine") -> ApiError:
+    """500: something broke down; details stand in the server's log, not in the answer."""
     return ApiError(
-        reason or "The engine failed; details are in the server's log.",
+        f"{what} failed; details are in the server's log.",
         status=500,
         kind="server_error",
         code="engine_error",

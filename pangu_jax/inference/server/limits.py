@@ -24,8 +24,8 @@ class Limits:
     running: completions given to the engine at once. waiting: further ones that wait for their
       turn; beyond that clients are told to try again after retry_after.
     buffered: pieces of news held for a client that reads slowly, for each request; then the engine
-      is held back. write_seconds: how long a client may read nothing before its request is
-      cancelled.
+      is held back. A completion that fits frees the engine whatever its client does.
+    write_seconds: how long a client may read nothing before its request is cancelled.
     connections: open at once.
     """
 
@@ -36,7 +36,7 @@ class Limits:
     running: int = 64
     waiting: int = 256
     retry_after: int = 2
-    buffered: int = 16
+    buffered: int = 1024
     write_seconds: float = 60.0
     connections: int = 1024
 

@@ -116,7 +116,7 @@ def tool_call(item: ToolCall) -> dict[str, Any]:
 def chat_logprobs(
     tokens: Sequence[TokenLogprob], top: int, texts: TokenTexts
 ) -> dict[str, list[dict[str, Any]]]:
-    """`logprobs` of a chat choice: each token's text, bytes and log-probability, and the top ones."""
+    """`logprobs` of a chat choice: text, bytes and log-probability of tokens and their rivals."""
 
     def entry(token_id: int, logprob: float) -> dict[str, Any]:
         return {

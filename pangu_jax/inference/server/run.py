@@ -46,6 +46,7 @@ def serve(
     adapters: Collection[str] = (),
     limits: Limits | None = None,
     drain_seconds: float = 30.0,
+    access_log: bool = True,
 ) -> None:
     """Serves the OpenAI protocol until SIGINT or SIGTERM; prints one line with the URL when ready.
 
@@ -54,7 +55,8 @@ def serve(
     closed at the end. To be called in the main thread.
 
     Args:
-      port: 0 takes a free one. api_key: see `api_key_from_environment`. Others as in `Server`.
+      port: 0 takes a free one. api_key: see `api_key_from_environment`. access_log:
+        one line on stderr for each request, without bodies and keys. Others as in `Server`.
 
     Raises:
       ServeError: an address that cannot be had, or settings that do not fit.
@@ -62,7 +64,6 @@ def serve(
 
     async def main():
         stop, loop = Stop(), asyncio.get_running_loop()
-        # Also the handlers to which uvicorn gives its signals back at the end.
         old = [signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop)) for number in both]
         try:
             await serve_async(
@@ -82,7 +83,8 @@ def serve(
                 signal.signal(number, handler)
 
     both = (signal.SIGINT, signal.SIGTERM)
-    asyncio.run(main())
+    with _logged(access_log):
+        asyncio.run(main())
 
 
 async def serve_async(
@@ -167,6 +169,22 @@ async def _drain(server: Server, engine: AsyncEngine, stop: Stop, seconds: float
     server.abort()
 
 
+@contextlib.contextmanager
+def _logged(accesses: bool):
+    """The server's own log on stderr while it runs, whatever else is set up."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    before = _log.level, _log.propagate
+    _log.addHandler(handler)
+    _log.setLevel(logging.INFO if accesses else logging.WARNING)
+    _log.propagate = False
+    try:
+        yield
+    finally:
+        _log.removeHandler(handler)
+        _log.level, _log.propagate = before
+
+
 class _Uvicorn(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]):
         super().__init__(config)
@@ -183,11 +201,13 @@ class _Uvicorn(uvicorn.Server):
 
 
 def _listen(host: str, port: int, limits: Limits) -> socket.socket:
+    if not 0 <= port < 2**16:
+        raise ServeError(f"port {port} is not allowed; 0 (a free one) to 65535.")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, address = found[0][0], found[0][4]
         listener = socket.create_server(address[:2], family=family, backlog=1024)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ServeError(
             f"Cannot listen on host {host!r}, port {port}: {error}. Choose another host or port; "
             "port 0 takes a free one."

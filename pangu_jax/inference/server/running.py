@@ -132,7 +132,8 @@ class Running:
                     # Leaving the loop alone does not close the iterator, which is what cancels.
                     if hasattr(stream, "aclose"):
                         await stream.aclose()
-            raise failed("The engine ended the stream without a reason.")
+            _log.error("%s: the engine ended the stream without a reason", request.id)
+            raise failed()
         except Exception as error:
             self._news.put_now(_as_api_error(error))
 
@@ -162,7 +163,8 @@ async def until_gone(receive: Callable[[], Awaitable[Any]], work: Awaitable[_T])
 
 def _check(news: Delta | Completion) -> None:
     if news.finish_reason == "error":
-        raise failed(news.error)
+        _log.error("%s: the engine failed: %s", news.id, news.error)
+        raise failed()
     if news.finish_reason == "cancelled":
         raise closing()  # nobody else cancels what is still being read
 

@@ -26,8 +26,7 @@ You may call functions to help with the user's request. The functions are descri
 <tools>
 {tools}
 </tools>
-To call a function, answer with a JSON object of its name and arguments between these tags, and with \
-nothing else:
+To call a function, answer with nothing but a JSON object of its name and arguments in these tags:
 <tool_call>
 {{"name": <function name>, "arguments": <object of arguments>}}
 </tool_call>
@@ -67,7 +66,7 @@ def read_tools(fields: Fields) -> Tools:
     """`tools`, `tool_choice` and `parallel_tool_calls` of a chat request.
 
     Raises:
-      ApiError: a tool that is not a function, a bad or repeated name, a choice of what is not there.
+      ApiError: a tool that is not a function, a bad or repeated name, a choice that is not there.
     """
     definitions = []
     items = fields.array("tools") or []
