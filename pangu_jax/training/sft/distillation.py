@@ -18,7 +18,7 @@ from pangu_jax.training.state import LossSums
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """teacher: weights as `base` has them; None: the base itself. forward: share of KL(teacher |
+    """teacher: weights as `base` has them, with the same tokenizer. forward: share of KL(teacher |
     student), which covers all that the teacher says; the rest is KL(student | teacher), which seeks
     its main mode. temperature: divides both models' logits; the loss is multiplied by its square
     (Hinton et al., arXiv 1503.02531, section 2). sft_weight: factor of the cross entropy added."""

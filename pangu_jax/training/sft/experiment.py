@@ -166,6 +166,17 @@ def _describe(batch) -> dict[str, float]:
     }
 
 
+def _teacher(config: SftConfig, model: LoadedModel) -> LoadedModel:
+    if config.distill.teacher is None:
+        raise FineTuneError(
+            "--config.objective=distill needs --config.distill.teacher, a model with the base's "
+            "tokenizer: a GGUF file, a Hugging Face folder, or a name as --config.base takes."
+        )
+    teacher = load_base(config, config.distill.teacher)
+    check_vocabulary(model, teacher)
+    return teacher
+
+
 class _Task:
     """Model, examples and loss of one run."""
 
@@ -177,9 +188,8 @@ class _Task:
         self.mesh = make_mesh(config.train.mesh)
         self.tuning = Tuning(model.config, config.lora if config.tune == "lora" else None)
         self.teacher = None
-        if config.objective == "distill" and config.distill.teacher is not None:
-            self.teacher = load_base(config, config.distill.teacher)
-            check_vocabulary(model, self.teacher)
+        if config.objective == "distill":
+            self.teacher = _teacher(config, model)
         self.loss = make_loss(config, self.tuning, self.teacher and self.teacher.config)
         self.frozen: dict[str, Any] = {}
         self.reference: dict[str, np.ndarray] = {}
@@ -245,11 +255,8 @@ class _Task:
         self.base_params = self._on_mesh(self.decoder, self.base_params)
         if self.tuning.lora:
             self.frozen["base"] = self.base_params
-        if config.objective == "distill":
-            if self.teacher is not None:
-                self.frozen["teacher"] = self._on_mesh(self.teacher.config, self.teacher.params)
-            elif not self.tuning.lora:
-                self.frozen["teacher"] = _copy(self.base_params)
+        if self.teacher is not None:
+            self.frozen["teacher"] = self._on_mesh(self.teacher.config, self.teacher.params)
         if config.objective == "dpo" and config.dpo.reference == "step" and not self.tuning.lora:
             self.frozen["reference"] = _copy(self.base_params)
         if config.objective == "dpo" and config.dpo.reference == "cached":

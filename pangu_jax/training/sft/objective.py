@@ -34,7 +34,7 @@ def make_loss(config: SftConfig, tuning: Tuning, teacher: DecoderConfig | None =
     if config.objective == "dpo":
         return _preference(config, tuning)
     if config.objective == "distill":
-        return _distillation(config, tuning, teacher or tuning.config)
+        return _distillation(config, tuning, teacher)
     return _cross_entropy(config, tuning)
 
 
@@ -81,8 +81,7 @@ def _preference(config: SftConfig, tuning: Tuning) -> Loss:
 def _distillation(config: SftConfig, tuning: Tuning, teacher: DecoderConfig) -> Loss:
     def loss(params, batch, key, frozen):
         out = tuning.run(params, frozen.get("base"), batch, key)
-        held = frozen.get("teacher", frozen.get("base"))
-        other = run_decoder(teacher, {"params": held}, batch)
+        other = run_decoder(teacher, {"params": frozen["teacher"]}, batch)
         own = at_labels(out.hidden, batch)
         return kl_divergence(
             (own.hidden, out.head), (at_labels(other.hidden, batch).hidden, other.head),
