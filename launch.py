@@ -26,10 +26,13 @@ EXPERIMENTS = {
     "pangu.pretrain": "pangu_jax.pretraining.experiment",
     "pangu.comparison": "pangu_jax.pretraining.comparison",
     "pangu.plan": "pangu_jax.planning.experiment",
+    "pangu.inference": "pangu_jax.inference.experiment",
     "pangu.sft": "pangu_jax.training.sft.experiment",
 }
 _OF_A_RUN = ("eval", "predict", "generate", "needle")  # modes that read a checkpoint
-MODES = ("train", "eval", "predict", "generate", "needle", "benchmark", "plan")
+MODES = (
+    "train", "eval", "predict", "generate", "chat", "serve", "needle", "benchmark", "plan",
+)  # fmt: skip
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run lives; default: runs/<config>-<variant>."
@@ -39,7 +42,8 @@ _MODE = flags.DEFINE_enum(
     "train",
     MODES,
     "train: train what is not yet trained, evaluate, report. eval: evaluate the best checkpoints. "
-    "predict: write top-k lists. generate: continue a prompt. needle: compare RoPE bases "
+    "predict: write top-k lists. generate: answer prompts. chat: talk to a model. "
+    "serve: answer the OpenAI protocol over HTTP. needle: compare RoPE bases "
     "on needles in long contexts. benchmark: time training and evaluation. plan: what training "
     "would take on machines that are not here.",
 )

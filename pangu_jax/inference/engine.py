@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from pangu_jax.inference.detokenize import IncrementalText
 from pangu_jax.inference.end_tokens import end_tokens
 from pangu_jax.inference.errors import RequestError, ServerClosed
 from pangu_jax.inference.forward import Chunk, create_pages
+from pangu_jax.inference.hidden_states import hidden_states
 from pangu_jax.inference.page_pool import OutOfPages, PagePool
 from pangu_jax.inference.request import Completion, Delta, FinishReason, Request, TokenLogprob
 from pangu_jax.inference.row import Row
@@ -162,14 +163,44 @@ class Engine:
             self._check(request)
         if len({request.id for request in requests}) < len(requests):
             raise RequestError("Two requests have the same id; ids must differ.")
+        done = {c.id: c for c in self.completions(requests, on_delta=on_delta)}
+        return [done[request.id] for request in requests]
+
+    def completions(
+        self, requests: Iterable[Request], *, on_delta: Callable[[Delta], None] | None = None
+    ) -> Iterator[Completion]:
+        """Completions as they finish; a request that cannot be served is one with an error."""
         queue = collections.deque(requests)
         while queue or not self.idle:
             while queue and len(self._waiting) < self.config.max_rows:
-                self.add(queue.popleft())
+                request = queue.popleft()
+                try:
+                    self.add(request)
+                except RequestError as error:
+                    yield Completion(
+                        id=request.id, text="", token_ids=(), finish_reason="error",
+                        prompt_tokens=len(request.prompt_ids), error=str(error),
+                    )  # fmt: skip
             for delta in self.step():
                 if on_delta is not None:
                     on_delta(delta)
-        return [self.take(request.id) for request in requests]
+                if delta.finish_reason is not None:
+                    yield self.take(delta.id)
+
+    def hidden_states(
+        self, prompts: Sequence[Sequence[int]], layers: Sequence[int],
+        positions: Sequence[Sequence[int]] | Sequence[int], *, normed: bool = False,
+        adapters: Sequence[tuple[str, float]] = (),
+    ) -> np.ndarray:  # fmt: skip
+        """Float32 (texts, layers, positions, D); see `pangu_jax.inference.hidden_states`."""
+        lora = None
+        if adapters:
+            mix = jnp.asarray(select(self.adapter_names, [adapters]))
+            lora = programs.Adapters(self._adapters, mix).bound()
+        return hidden_states(
+            self.model, self.weights, prompts, layers=layers, positions=positions, normed=normed,
+            batch_rows=self.config.max_rows, lora=lora,
+        )  # fmt: skip
 
     def _check(self, request: Request) -> None:
         prompt = request.prompt_ids
