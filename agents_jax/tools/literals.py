@@ -27,7 +27,7 @@ _ARITHMETIC = {
 
 
 # Invalid escapes and numbers run into words make the compiler warn.
-_MAY_WARN = re.compile(r"\\|\d[A-Za-z]")
+_MAY_WARN = re.compile(r"\\|\d\.?[A-Za-z]|0[xX]")
 
 
 class CallParseError(ValueError):
