@@ -29,6 +29,7 @@ _ESCAPES = '"\\bfnrt'
 _WHITESPACE = {"any": None, "single": " ?"}
 _CACHED = 64  # compiled grammars kept; each holds its lexer's states
 _MAX_LEXER_STATES = 50_000  # up to 2 kB each (the library's figure): 100 MB for one grammar
+_NO_FORCING = '%llguidance {"no_forcing": true}'
 _PROBLEM_LENGTH = 500  # characters of the library's own words that an error passes on
 
 
@@ -126,7 +127,7 @@ class GrammarCompiler:
                 limits=self._library.LLParserLimits(max_lexer_states=_MAX_LEXER_STATES),
             )
             if matcher.is_error():
-                raise RequestError(f"{grammar.kind}: {_short(matcher.get_error())}")
+                raise RequestError(f"{grammar.kind}: {_problem(grammar, matcher.get_error())}")
             found = GrammarState(self, matcher)
             found.mask()  # raises where no token can begin the text
             with self._lock:
@@ -147,9 +148,8 @@ class GrammarCompiler:
             lark = f"start: /{self._library.regex_to_lark(grammar.source, 'd')}/"
         else:
             lark = self._checked_lark(grammar.source)
-        return self._library.LLMatcher.grammar_from_lark(
-            '%llguidance {"no_forcing": true}\n' + lark
-        )
+        # At the end, so that line numbers in errors are those of the user's grammar.
+        return self._library.LLMatcher.grammar_from_lark(f"{lark}\n{_NO_FORCING}")
 
     def _json_rule(self, schema: Any) -> str:
         check_schema(schema)
@@ -173,13 +173,16 @@ class GrammarCompiler:
             raise RequestError("lark: the directive %llguidance is set here; leave it out.")
         decoder = json.JSONDecoder()
         parts, done = [], 0
-        for found in re.finditer(r"%json\s*(?=\{)", source):
+        for found in re.finditer(r"%json\b\s*", source):
             if found.start() < done:
                 continue
             try:
                 schema, end = decoder.raw_decode(source, found.end())
-            except json.JSONDecodeError:
-                continue  # the library says where
+            except json.JSONDecodeError as error:
+                raise RequestError(
+                    "lark: %json must be followed by a schema; no JSON at line "
+                    f"{error.lineno}, column {error.colno}: {error.msg}."
+                ) from error
             parts += [source[done : found.start()], self._json_rule(schema)]
             done = end
         return "".join([*parts, source[done:]])
@@ -265,6 +268,15 @@ def _bits(ids: Sequence[int], vocab_size: int) -> np.ndarray:
     flags = np.zeros(-(-vocab_size // 32) * 32, np.uint8)
     flags[np.asarray(ids, np.int64)] = 1
     return np.packbits(flags, bitorder="little").view("<u4")
+
+
+def _problem(grammar: Grammar, problem: str) -> str:
+    """The library's words without what was put around the user's grammar."""
+    if grammar.kind == "lark":
+        lines = problem.splitlines()
+        return _short("\n".join(line for line in lines if _NO_FORCING not in line))
+    problem = re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", problem)
+    return _short(re.split(r"\n +1 \| ", problem)[0])
 
 
 def _short(problem: str) -> str:

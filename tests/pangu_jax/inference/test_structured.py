@@ -10,11 +10,18 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers
 
 from pangu_jax.data.wheel import WheelError, fetch_member
 from pangu_jax.inference import Grammar, RequestError
 from pangu_jax.inference.structured import GrammarCompiler
-from pangu_jax.weights import BUILT_IN, LoadedTokenizer, open_gguf, tokenizer_from_gguf
+from pangu_jax.weights import (
+    BUILT_IN,
+    LoadedTokenizer,
+    SpecialTokens,
+    open_gguf,
+    tokenizer_from_gguf,
+)
 
 pytest.importorskip("llguidance", reason="needs the extra 'structured'")
 
@@ -403,8 +410,9 @@ def test_states_are_independent_and_roll_back(compiler, tokenizer):
     ],
 )
 def test_schemas_that_are_refused(compiler, source, named):
-    with pytest.raises(RequestError, match=named):
+    with pytest.raises(RequestError, match=named) as caught:
         compiler.compile(Grammar(kind="json_schema", source=source))
+    assert "x-guidance" not in str(caught.value) or "x-guidance" in source
 
 
 @pytest.mark.parametrize("source", ["(", "(?=a)b", r"(a)\1", r"\bfoo", "[z-a]", "a{2,1}", "a^"])
@@ -420,8 +428,9 @@ def test_lark_grammars(compiler, tokenizer):
     sums = lark('start: NUMBER ("+" NUMBER)*\nNUMBER: /[0-9]+/')
     assert takes(compiler, sums, tokenizer, "12+3+4")
     assert not takes(compiler, sums, tokenizer, "12+")
-    with pytest.raises(RequestError, match="unknown name"):
-        compiler.compile(lark("start: missing"))
+    with pytest.raises(RequestError, match=r"^lark: at 2\(4\): unknown name") as caught:
+        compiler.compile(lark('start: x\nx: missing "b"'))
+    assert "x: missing" in str(caught.value) and "%llguidance" not in str(caught.value)
     inside = 'start: "x" %json {"type": "object", "properties": {"a": {"type": "integer"}}} "y"'
     assert takes(compiler, lark(inside), tokenizer, 'x{"a": 1}y')
     assert not takes(compiler, lark(inside), tokenizer, 'x{"a": 1, "\\u0061": ""}y')
@@ -429,9 +438,54 @@ def test_lark_grammars(compiler, tokenizer):
         compiler.compile(lark('%llguidance {"no_forcing": false}\nstart: "a"'))
     with pytest.raises(RequestError, match="'not'"):
         compiler.compile(lark('start: %json {"not": {}}'))
+    with pytest.raises(RequestError, match="line 2, column 12"):
+        compiler.compile(lark('start: a\na: %json // {"x-guidance": {"lenient": true}}'))
     for special in ("<|im_end|>", "<|im_start|>"):
         with pytest.raises(RequestError, match="no token here"):
             compiler.compile(lark(f'start: {special} "b"'))
+
+
+SENTENCE_PIECE = (
+    ["<unk>", "<s>", "</s>"]
+    + [f"<0x{byte:02X}>" for byte in range(256)]
+    + list('▁{}[]":,.0123456789abcdefghijklmnopqrstuvwxyz\\é')
+    + ["▁a", '":', '▁"', "ab"]
+)
+
+
+@pytest.fixture(scope="module")
+def sentence_piece():
+    pairs = [("▁", "a"), ('"', ":"), ("▁", '"'), ("a", "b")]
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={piece: index for index, piece in enumerate(SENTENCE_PIECE)},
+            merges=pairs,
+            unk_token="<unk>",
+            byte_fallback=True,
+        )
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    tokenizer.add_special_tokens(SENTENCE_PIECE[:3])
+    return LoadedTokenizer(tokenizer, SpecialTokens(bos=1, eos=EOS, unk=0, add_bos=True))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(value=JSON, seed=st.integers(0, 99))
+def test_sentence_piece(sentence_piece, value, seed):
+    """Every character can be written with this vocabulary, by bytes where it has no piece."""
+    compiler = GrammarCompiler(sentence_piece, 320, (EOS,), json_whitespace="single")
+    text = json.dumps(value, ensure_ascii=False)
+    assert takes(compiler, schema(const=value), sentence_piece, text)
+    state = compiler.compile(schema(enum=[value, None]))
+    rng, ids = np.random.default_rng(seed), []
+    while not state.is_finished:
+        token = int(rng.choice(allowed(state.mask())))
+        state.accept(token)
+        ids += [token] * (token != EOS)
+    assert json.loads(sentence_piece.tokenizer.decode(ids)) in (value, None)
 
 
 def test_compilers_that_do_not_fit(tokenizer):
@@ -441,6 +495,10 @@ def test_compilers_that_do_not_fit(tokenizer):
         GrammarCompiler(tokenizer, VOCAB, ())
     with pytest.raises(RequestError, match="eos_ids"):
         GrammarCompiler(tokenizer, VOCAB + 10, (VOCAB + 1,))
+    word_piece = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"))
+    word_piece.decoder = decoders.WordPiece()
+    with pytest.raises(RequestError, match="byte-level BPE and SentencePiece"):
+        GrammarCompiler(LoadedTokenizer(word_piece, SpecialTokens(eos=1)), 3, (1,))
     with pytest.raises(RequestError, match="allowed: any, single"):
         GrammarCompiler(tokenizer, VOCAB, (EOS,), json_whitespace="none")
 
