@@ -14,7 +14,7 @@ import jax
 from pangu_jax.models.contraction import contraction
 from pangu_jax.models.init import constant, normal
 from pangu_jax.models.lora.kernel import LoraKernel, adapted, low_rank_product
-from pangu_jax.models.quantized import Int8Kernel, int8_product, leading_axes, rows_product
+from pangu_jax.models.quantized import Int8Kernel, input_axes, int8_product, rows_product
 
 
 @jax.tree_util.register_dataclass
@@ -79,10 +79,10 @@ def product(equation: str, x: jax.Array, kernel: Kernel) -> jax.Array:
 def _flat_product(x: jax.Array, kernel: FlatKernel) -> jax.Array:
     """In the type of the matrix, summed in float32, returned in the type of x."""
     inputs = kernel.matrix.shape[0]
-    lead = leading_axes(x.shape, inputs)
+    axes = input_axes(kernel.shape, inputs)
     rows = x.reshape(-1, inputs).astype(kernel.matrix.dtype)
     y = rows_product(rows, kernel.matrix, (((1,), (0,)), ((), ())))
-    return y.astype(x.dtype).reshape(*lead, *kernel.shape[x.ndim - len(lead) :])
+    return y.astype(x.dtype).reshape(*x.shape[: x.ndim - axes], *kernel.shape[axes:])
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

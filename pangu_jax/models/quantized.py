@@ -67,20 +67,21 @@ def quantize_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def int8_product(x: jax.Array, kernel: Int8Kernel) -> jax.Array:
     """x (..., I...) times the kernel -> (..., O...), in the type of x."""
-    lead = leading_axes(x.shape, kernel.q.shape[1])
-    rows = x.reshape(-1, kernel.q.shape[1])
+    inputs = kernel.q.shape[1]
+    axes = input_axes(kernel.shape, inputs)
+    rows = x.reshape(-1, inputs)
     multiply = _dynamic if kernel.mode == "dynamic" else _weight_only
     y = multiply(rows, kernel.q)
     y = (y * kernel.scale).astype(x.dtype)
-    return y.reshape(*lead, *kernel.shape[x.ndim - len(lead) :])
+    return y.reshape(*x.shape[: x.ndim - axes], *kernel.shape[axes:])
 
 
-def leading_axes(shape: tuple[int, ...], inputs: int) -> tuple[int, ...]:
-    """Of a shape (..., I...) whose last axes hold `inputs` features, the axes before them."""
-    end = len(shape)
-    while math.prod(shape[end:]) < inputs:
-        end -= 1
-    return shape[:end]
+def input_axes(shape: tuple[int, ...], inputs: int) -> int:
+    """How many axes of a weight (I..., O...) hold its `inputs` features; axes of 1 among them."""
+    axes = 1
+    while math.prod(shape[:axes]) < inputs:
+        axes += 1
+    return axes
 
 
 def _dynamic(rows: jax.Array, q: jax.Array) -> jax.Array:
