@@ -55,7 +55,7 @@ def _parts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return parts
 
 
-def _title(record: Mapping[str, Any]) -> str:
+def _facts(record: Mapping[str, Any]) -> str:
     answer = record["answer"]
     usage = answer.get("usage", {})
     tried = [a["outcome"] for a in answer.get("attempts", ())]
@@ -81,14 +81,13 @@ def show(records: Sequence[Mapping[str, Any]], *, length: int, console: Any = No
     console = console or Console()
     styles = {"user": "cyan", "system": "magenta", "error": "bold red", "prompt": "cyan"}
     for record in records:
-        lines = []
+        lines = [Text(_clean(_facts(record)), style="dim")]
         for heading, text in _parts(record):
             style = styles.get(heading, "green")
             lines.append(Text(_clean(heading), style=style))
             lines.append(Text(_clean(_shorten(text, length))))
         failed = bool(record["answer"].get("error"))
-        title = Text(_clean(_title(record)))
-        console.print(Panel(Group(*lines), title=title, border_style="red" if failed else "dim"))
+        console.print(Panel(Group(*lines), border_style="red" if failed else "dim"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
