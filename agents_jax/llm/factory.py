@@ -28,7 +28,8 @@ class ModelConfig:
 
     spec: one of the forms in FORMS; 'scripted' reads {pattern: answer}.
     endpoint: further settings of EndpointConfig (api_key_env, server, concurrency, timeout, ...).
-    engine: further arguments of the local engine (dtype, ...).
+    engine: further settings of the local engine: fields of pangu_jax.inference.config.EngineConfig
+      (weights, context_length, max_rows, ...), dtype, and adapters (name to folder).
     record: file that keeps answers; a run that was killed asks only what it lacks.
     transcript: file in which every call is written.
     ledger: file of what calls cost. prices, budget: see Ledger.
@@ -115,11 +116,20 @@ def _local(name: str, config: ModelConfig, transcript, make_engine) -> BaseModel
 
 
 def _engine(name: str, **settings: Any):
-    try:
-        from pangu_jax.inference.engine import Engine
-    except ImportError as error:
-        raise InvalidRequest(f"this version has no local engine ({error}).") from error
-    return Engine.load(name, **settings)
+    """The engine of pangu_jax; settings are fields of EngineConfig, dtype, adapters."""
+    from pangu_jax.inference.config import EngineConfig
+    from pangu_jax.inference.load import load_engine
+    from pangu_jax.inference.run_config import InferenceConfig
+
+    outer = {name: settings.pop(name) for name in ("dtype", "adapters") if name in settings}
+    known = [field.name for field in dataclasses.fields(EngineConfig)]
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise InvalidRequest(
+            f"engine has no setting {unknown[0]!r}; it has: {', '.join(known)}, dtype, adapters."
+        )
+    engine = EngineConfig(**settings)
+    return load_engine(InferenceConfig(model=name, engine=engine, **outer))
 
 
 def _script(path: str) -> Mapping[str, Any]:

@@ -208,7 +208,7 @@ class BaseModel:
             nonlocal stop, cause
             for number, (_, part) in queue:
                 if stop is not None:
-                    answers[number] = _RESULTS[part.kind](error=stop, model=self.name)
+                    answers[number] = empty_result(part, stop, self.name)
                     continue
                 async with self._slot():
                     answers[number], error = await self._one(part)
@@ -271,6 +271,11 @@ class BaseModel:
         if self.transcript is not None:
             self.transcript.write(self, part, result)
         return result, cause
+
+
+def empty_result(part: Any, failure: Failure, model: str) -> Any:
+    """The result of a part that was not answered."""
+    return _RESULTS[part.kind](error=failure, model=model)
 
 
 def merge(pieces: Sequence[Any]) -> Any:

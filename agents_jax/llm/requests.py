@@ -116,6 +116,14 @@ def _integer(request, name, low, *, none=True):
         raise InvalidRequest(f"{name}={value!r} is not allowed; an integer >= {low}{also}.")
 
 
+def _adapters(given) -> tuple[tuple[str, float], ...]:
+    pairs = given.items() if isinstance(given, Mapping) else given
+    adapters = tuple(sorted((str(name), float(weight)) for name, weight in pairs))
+    if len({name for name, _ in adapters}) < len(adapters):
+        raise InvalidRequest(f"adapters={adapters!r} names an adapter twice.")
+    return adapters
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class GenerateRequest(_Request):
     """Texts to be written.
@@ -177,11 +185,7 @@ class GenerateRequest(_Request):
         self._set("tool_choice", plain(self.tool_choice, "tool_choice"))
         self._set("response_schema", plain(self.response_schema, "response_schema"))
         self._set("extra", plain(self.extra, "extra"))
-        pairs = self.adapters.items() if isinstance(self.adapters, Mapping) else self.adapters
-        adapters = tuple(sorted((str(name), float(weight)) for name, weight in pairs))
-        if len({name for name, _ in adapters}) < len(adapters):
-            raise InvalidRequest(f"adapters={adapters!r} names an adapter twice.")
-        self._set("adapters", adapters)
+        self._set("adapters", _adapters(self.adapters))
         if self.response_schema is not None and self.regex is not None:
             raise InvalidRequest("response_schema and regex exclude each other; give one.")
         if self.tools and self.messages is None:
@@ -234,8 +238,7 @@ class ScoreRequest(_Request):
                 raise InvalidRequest(
                     f"continuations[{index}]={text!r}: a text of at least one character is needed."
                 )
-        pairs = self.adapters.items() if isinstance(self.adapters, Mapping) else self.adapters
-        self._set("adapters", tuple(sorted((str(name), float(w)) for name, w in pairs)))
+        self._set("adapters", _adapters(self.adapters))
 
     def needs(self) -> set[str]:
         """Names of the capabilities that a model must have."""
@@ -250,11 +253,14 @@ class HiddenStatesRequest(_Request):
     layers: l >= 0 after l blocks (0: the embeddings); negative ones count from the last block.
     positions: of tokens of prompt and continuation together, negative ones from the end; or
       'continuation' for all tokens of the continuation.
+    normed: pass the stream after the last block through the final norm, as `transformers` does.
     """
 
     continuation: str = ""
     layers: tuple[int, ...] = (-1,)
     positions: tuple[int, ...] | Literal["continuation"] = (-1,)
+    normed: bool = False
+    adapters: tuple[tuple[str, float], ...] = ()
 
     kind = "hidden_states"
 
@@ -271,7 +277,8 @@ class HiddenStatesRequest(_Request):
             raise InvalidRequest("positions='continuation' needs a continuation.")
         if not self.layers or not self.positions:
             raise InvalidRequest("layers and positions must each name at least one.")
+        self._set("adapters", _adapters(self.adapters))
 
     def needs(self) -> set[str]:
         """Names of the capabilities that a model must have."""
-        return {"hidden_states", *super().needs()}
+        return {"hidden_states", *super().needs(), *(["adapters"] if self.adapters else [])}
