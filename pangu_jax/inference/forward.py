@@ -78,20 +78,34 @@ def forward(
       weights: of `prepare_weights`.
       lora: per layer, the adapters' variables for these rows; None for the base model.
     """
-    order = jnp.arange(chunk.tokens.shape[1], dtype=jnp.int32)[None]
-    positions = chunk.start[:, None] + order
+    # Padding goes to the left: a query there sees keys of the row at most, never a slot that nobody
+    # has written, and the newest keys end where decode_attention expects them.
+    width = chunk.tokens.shape[1]
+    order = jnp.arange(width, dtype=jnp.int32)[None]
+    padding = width - chunk.count[:, None]
+    lengths = chunk.start + chunk.count
+    positions = lengths[:, None] - width + order
+    tokens = _rolled(chunk.tokens, order - padding)
     context = _PagedContext(
-        rope_tables(config, positions), None, positions, order < chunk.count[:, None],
-        chunk.block_tables, chunk.start + chunk.tokens.shape[1],
+        rope_tables(config, positions), None, positions, order >= padding, chunk.block_tables,
+        lengths,
     )  # fmt: skip
     block = Block(config, ops=PagedOps(implementation=config.attention_implementation))
-    x = look_up(weights["embedding"], chunk.tokens, config.dtype)
+    x = look_up(weights["embedding"], tokens, config.dtype)
     new = []
     for layer, params in enumerate(weights["layers"]):
         variables = {"params": params} | ({} if lora is None else {"lora": lora[layer]})
         (x, kv), _ = block.apply(variables, (x, pages[layer]), layer, context)
         new.append(kv)
-    return final_norm(config, weights, x), tuple(new)
+    return final_norm(config, weights, _rolled(x, order + padding)), tuple(new)
+
+
+def _rolled(x: jax.Array, source: jax.Array) -> jax.Array:
+    """x (B, C, ...) with place c taken from source (B, C), counted round the row."""
+    if x.shape[1] == 1:
+        return x
+    source = (source % x.shape[1]).reshape(*source.shape, *(1,) * (x.ndim - 2))
+    return jnp.take_along_axis(x, source, axis=1)
 
 
 def final_norm(config: DecoderConfig, weights: dict[str, Any], x: jax.Array) -> jax.Array:
