@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ from pangu_jax.inference.row import Row
 from pangu_jax.inference.sampling import Chosen, Features, RowSampling, Seen
 from pangu_jax.inference.weights import prepare_weights
 from pangu_jax.models.config import DecoderConfig
-from pangu_jax.models.lora import Adapter, layer_slice, select, stack
+from pangu_jax.models.lora import Adapter, fingerprint, layer_slice, select, stack
 from pangu_jax.weights import LoadedModel
 from pangu_jax.weights.tokenizer_import import LoadedTokenizer
 
@@ -78,7 +79,8 @@ class Engine:
         self.adapter_names = tuple(adapter.name for adapter in adapters)
         self._adapters = None
         if adapters:
-            stacked = stack(adapters, config=model.config)
+            base = fingerprint(model.config, model.params)
+            stacked = stack(adapters, config=model.config, base_fingerprint=base)
             self._adapters = tuple(
                 layer_slice(stacked, layer) for layer in range(model.config.num_layers)
             )
@@ -101,6 +103,11 @@ class Engine:
     @property
     def context_length(self) -> int:
         return self.config.context_length
+
+    @property
+    def cache_itemsize(self) -> int:
+        """Bytes of one number in the cache."""
+        return self._pages[0][0].dtype.itemsize
 
     @property
     def idle(self) -> bool:
@@ -161,6 +168,7 @@ class Engine:
         requests = list(requests)
         for request in requests:
             self._check(request)
+            self._grammar(request.sampling.grammar)
         if len({request.id for request in requests}) < len(requests):
             raise RequestError("Two requests have the same id; ids must differ.")
         done = {c.id: c for c in self.completions(requests, on_delta=on_delta)}
@@ -171,8 +179,9 @@ class Engine:
     ) -> Iterator[Completion]:
         """Completions as they finish; a request that cannot be served is one with an error."""
         queue = collections.deque(requests)
+        ahead = min(self.config.max_rows, self.config.waiting_limit or self.config.max_rows)
         while queue or not self.idle:
-            while queue and len(self._waiting) < self.config.max_rows:
+            while queue and len(self._waiting) < ahead:
                 request = queue.popleft()
                 try:
                     self.add(request)
@@ -231,6 +240,12 @@ class Engine:
                 f"Request {request.id!r} names adapter {unknown[0]!r}; loaded are: "
                 f"{', '.join(self.adapter_names) or '(none)'}."
             )
+        odd = [weight for _, weight in request.adapters if not math.isfinite(weight)]
+        if odd:
+            raise RequestError(
+                f"Request {request.id!r} gives an adapter the weight {odd[0]!r}; a finite number "
+                "is needed."
+            )
         ids = (row.request.id for rows in (self._running, self._waiting) for row in rows)
         if request.id in self._done or request.id in ids:
             raise RequestError(f"Request id {request.id!r} is in use; give it another.")
@@ -256,14 +271,27 @@ class Engine:
         self._admit()
         news: list[Delta] = []
         try:
+            news += self._find_masks()
             reading = [row for row in self._running if not row.decoding]
             if reading:
                 news += self._prefill(reading)
+                news += self._find_masks()
             ready = [row for row in self._running if row.decoding]
             if ready:
                 news += self._decode(ready)
         except Exception as error:  # the donated pages are gone, and with them all running rows
             news += self._fail(error)
+        return news
+
+    def _find_masks(self) -> list[Delta]:
+        """Asks every grammar that moved on what may come next; ends the rows whose cannot say."""
+        news = []
+        for row in list(self._running):
+            if row.grammar is not None and row.mask is None:
+                try:
+                    row.mask = row.grammar.mask()
+                except RequestError as error:
+                    news.append(self._finish(row, _error(row, error)))
         return news
 
     def _fail(self, error: Exception) -> list[Delta]:
@@ -359,6 +387,8 @@ class Engine:
     def _decode(self, rows: list[Row]) -> list[Delta]:
         steps = 1 if any(row.grammar is not None for row in rows) else self.config.decode_steps
         rows = self._make_room(rows, steps)
+        if not rows:
+            return []
         size = _at_least(len(rows), 1)
         stops = [self._stop_ids(row) for row in rows]
         stop_ids = np.full((size, _at_least(max(map(len, stops)), 1)), -1, np.int32)
@@ -402,7 +432,11 @@ class Engine:
         if row.request.sampling.logprobs is not None:
             logprob = _logprob(chosen, at, row.request.sampling.logprobs)
         if row.grammar is not None:
-            row.grammar.accept(token)
+            row.mask = None
+            try:
+                row.grammar.accept(token)
+            except RequestError as error:  # it outgrew its limits
+                return self._finish(row, _error(row, error))
         self.statistics.generated_tokens += 1
         first = not row.generated
         delta = row.add(token, logprob, token in self._stop_ids(row))
@@ -422,7 +456,7 @@ class Engine:
         # By identity: rows are compared field by field otherwise.
         self._running = [other for other in self._running if other is not row]
         self._waiting = collections.deque(other for other in self._waiting if other is not row)
-        self._done[row.request.id] = row.completion(reason)
+        self._done[row.request.id] = row.completion(reason, delta.error)
         return delta
 
     def _publish(self, row: Row) -> None:
@@ -483,8 +517,8 @@ class Engine:
         if features.mask:
             mask = np.full((size, -(-vocabulary // 32)), 0xFFFFFFFF, np.uint32)
             for index, row in enumerate(rows):
-                if row.grammar is not None:
-                    mask[index] = row.grammar.mask()
+                if row.mask is not None:
+                    mask[index] = row.mask
         generated = _column([len(row.generated) for row in rows], size)
         return features, programs.Choice(RowSampling.of(asked, size), generated, seen, mask)
 
@@ -531,6 +565,10 @@ def _keep_prompt_logprobs(row: Row, found: Chosen, index: int, count: int) -> No
         expected = sampling.prompt_logprobs_from + len(row.prompt_logprobs)
         if token == expected and token < len(row.request.prompt_ids):
             row.prompt_logprobs.append(_logprob(found, (index, position), sampling.logprobs or 0))
+
+
+def _error(row: Row, error: Exception) -> Delta:
+    return Delta(id=row.request.id, finish_reason="error", error=str(error))
 
 
 def _joined(deltas: list[Delta]) -> Delta:

@@ -20,7 +20,8 @@ class Row:
 
     limit: new tokens at most, the context considered. computed: tokens in the cache, the first of
     `tokens`. pages: theirs, in order. published: pages already made known as prefixes.
-    cached: prompt tokens that another request had computed.
+    cached: prompt tokens that another request had computed. mask: what `grammar` lets come next,
+    None where it has not been asked since the last token.
     """
 
     request: Request
@@ -28,6 +29,7 @@ class Row:
     page_size: int
     text: IncrementalText
     grammar: Any = None
+    mask: np.ndarray | None = None
     generated: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[TokenLogprob] = dataclasses.field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = dataclasses.field(default_factory=list)
