@@ -1,10 +1,16 @@
 """An HTTP server on a real socket that does as it is told, misbehaving included."""
 
 import json
+import pathlib
 import socket
+import sys
 import threading
 
 import pytest
+
+_ENGINE_TESTS = pathlib.Path(__file__).resolve().parents[2] / "pangu_jax" / "inference"
+# A tiny model with a reference, and a server around a scripted engine, are made there.
+sys.path[:0] = [str(_ENGINE_TESTS), str(_ENGINE_TESTS / "server")]
 
 
 class Server:
