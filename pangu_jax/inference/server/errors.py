@@ -22,8 +22,9 @@ class ApiError(Exception):
         headers: dict[str, str] | None = None,
     ):
         super().__init__(message)
-        self.message, self.status, self.kind = message, status, kind
-        self.param, self.code, self.headers = param, code, headers or {}
+        self.message, self.status, self.kind = _short(message, 2000), status, kind
+        self.param = None if param is None else _short(param, 200)
+        self.code, self.headers = code, headers or {}
 
     def body(self) -> dict[str, Any]:
         """The JSON object `{"error": {message, type, param, code}}`."""
@@ -35,6 +36,11 @@ class ApiError(Exception):
                 "code": self.code,
             }
         }
+
+
+def _short(text: str, most: int) -> str:
+    # Messages name what was sent, which may be of any length.
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 class ServeError(ValueError):

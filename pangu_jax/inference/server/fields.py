@@ -85,7 +85,7 @@ class Fields:
                 if value in (None, {}, []):
                     continue
                 raise self.fail(name, refused[name], code="unsupported_parameter")
-            near = difflib.get_close_matches(name, known, n=1)
+            near = difflib.get_close_matches(name[:100], known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise self.fail(
                 name, f"unknown field.{hint} Known: {', '.join(known)}.", code="unknown_parameter"

@@ -38,7 +38,7 @@ class Limits:
     retry_after: int = 2
     buffered: int = 1024
     write_seconds: float = 60.0
-    connections: int = 1024
+    connections: int = 512
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

@@ -208,7 +208,7 @@ def unknown_model(model: str, served: Served) -> ApiError:
     """404 with the names that are there."""
     names = ", ".join((served.model, *served.adapters))
     return ApiError(
-        f"The model {model!r} does not exist; served are: {names}.",
+        f"The model {model[:200]!r} does not exist; served are: {names}.",
         status=404,
         param="model",
         code="model_not_found",

@@ -79,7 +79,8 @@ def completion_reply(
         text, ids = call.prompts[index // call.n]
         logprobs = None
         if call.top_logprobs is not None:
-            logprobs = CompletionLogprobs(served.texts, call.top_logprobs)
+            start = len(text) - served.texts.length(ids) if call.echo else 0
+            logprobs = CompletionLogprobs(served.texts, call.top_logprobs, start)
             if call.echo:
                 logprobs.add_first(ids[0])
                 logprobs.add(completion.prompt_logprobs)

@@ -78,6 +78,9 @@ def serve(
                 stop=stop,
                 on_ready=lambda url: print(f"Serving {engine.model_name} at {url}", flush=True),
             )
+        except ServeError:
+            await engine.close()
+            raise
         finally:
             for number, handler in zip(both, old, strict=True):
                 signal.signal(number, handler)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Sequence
 
 from pangu_jax.weights.tokenizer_import import LoadedTokenizer
 
@@ -43,9 +44,18 @@ class TokenTexts:
         """The token's text; U+FFFD where it is part of a character."""
         return self.bytes_of(token_id).decode("utf-8", "replace")
 
+    def length(self, token_ids: Sequence[int]) -> int:
+        """Characters of the text that the tokens spell together."""
+        joined = b"".join(map(self.bytes_of, token_ids))
+        return len(joined.decode("utf-8", "replace"))
+
 
 class Offsets:
-    """Where each token begins in the text, counted in characters, from `start` on."""
+    """Where each token begins in the text, counted in characters, from `start` on.
+
+    A negative start is for tokens that the text lacks (a bos that the tokenizer adds); they begin
+    at 0.
+    """
 
     def __init__(self, texts: TokenTexts, start: int = 0):
         self._texts, self._at = texts, start
@@ -55,7 +65,7 @@ class Offsets:
         """The offset of this token, which follows those asked for before."""
         at = self._at
         self._at += len(self._decoder.decode(self._texts.bytes_of(token_id)))
-        return at
+        return max(at, 0)
 
 
 def _bytes_of_letters() -> dict[str, int]:

@@ -219,6 +219,15 @@ def test_any_value_in_any_field_gets_an_answer(http, server, data):
         assert reply.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "change", [{"x" * 9000: 1}, {"model": "x" * 9000}, {"stop": "x" * 9000, "n": "x" * 9000}]
+)
+def test_messages_do_not_repeat_long_values(http, change):
+    body = {"messages": HELLO} | change
+    reply = http.post("chat/completions", json=body)
+    assert reply.status_code in (400, 404) and len(reply.content) < 4000
+
+
 def test_nulls_and_ignored_fields(http):
     body = {"messages": HELLO, "n": None, "tools": None, "logit_bias": {}, "stop": None}
     body |= {"user": "u", "metadata": {}, "store": True, "service_tier": "auto", "functions": None}

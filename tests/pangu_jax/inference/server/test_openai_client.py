@@ -252,6 +252,22 @@ def test_echo_scores_the_prompt(engine, client, loaded):
     assert choice.logprobs.top_logprobs[0] is None and choice.logprobs.text_offset == [0, 1, 2]
 
 
+def test_echo_of_a_prompt_whose_bos_the_tokenizer_adds():
+    from tokenizers import processors
+
+    own = byte_tokenizer()
+    mark = "<|im_start|>"
+    own.tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{mark} $A", pair=f"{mark} $A $B", special_tokens=[(mark, 256)]
+    )
+    with RunningServer(ScriptedEngine(own), own) as server, server.client() as client:
+        reply = client.completions.create(model="tiny", prompt="aéb", echo=True, logprobs=0)
+    assert reply.choices[0].text == "aébHello, world"
+    logprobs = reply.choices[0].logprobs
+    assert logprobs.tokens[:6] == [mark, "a", "\ufffd", "\ufffd", "b", "H"]
+    assert logprobs.text_offset[:6] == [0, 0, 1, 1, 2, 3]
+
+
 def test_max_tokens_ends_with_length(engine, client):
     engine.reply = lambda request: Script(["abc"] * 5)
     reply = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=5)
