@@ -76,6 +76,8 @@ class _StopFinder:
         if isinstance(stop, str) or not all(stop):
             raise RequestError(f"stop={stop!r} is not allowed; texts of at least one character.")
         self._stops = [(text, _borders(text)) for text in dict.fromkeys(stop)]
+        firsts = "".join(re.escape(text[0]) for text in stop)
+        self._first = re.compile(f"[{firsts}]") if firsts else None
         self._matched = [0] * len(self._stops)  # characters of each that the text ends with
         self._held = ""
 
@@ -83,7 +85,15 @@ class _StopFinder:
         if not self._stops:
             return piece, None
         text = self._held + piece
-        for position, character in enumerate(piece, len(self._held) + 1):
+        position = len(self._held)
+        while position < len(text):
+            if not any(self._matched):  # nothing begun: on to the next character that begins one
+                begins = self._first.search(text, position)
+                if begins is None:
+                    break
+                position = begins.start()
+            character = text[position]
+            position += 1
             found = None
             for index, (stop, borders) in enumerate(self._stops):
                 length = self._matched[index]
