@@ -5,6 +5,7 @@ import functools
 import pathlib
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ import adapters as make  # noqa: E402
 
 from pangu_jax.models import Decoder  # noqa: E402
 from pangu_jax.models.lora import bind, with_logical_axes  # noqa: E402
+from pangu_jax.models.projection import Weights  # noqa: E402
 from pangu_jax.models.quantized import quantize  # noqa: E402
 from pangu_jax.parallel.mesh import MeshConfig, make_mesh  # noqa: E402
 from pangu_jax.parallel.sharding import DEFAULT_RULES, shardings_for  # noqa: E402
@@ -101,50 +103,28 @@ def test_dropout_zeroes_inputs_of_a_at_its_rate_and_keeps_the_mean():
         np.testing.assert_allclose(got[row][got[row] != 0], 1 / (1 - rate), rtol=1e-5)
 
 
+class QKeys(nn.Module):
+    """One layer's q: gives the key that its dropout uses."""
+
+    @nn.compact
+    def __call__(self, carry):
+        axes = ("embed", "heads", "head_dim")
+        kernel, _ = Weights((16, 4, 6), axes, 1.0, "float32", name="q")()
+        return carry, jax.random.key_data(kernel.key)
+
+
 def test_layers_drop_different_inputs():
-    """With equal masks, two layers whose parts are equal would see equal noise."""
-    adapter = make.adapter()
-    config = dataclasses.replace(adapter.config, dropout=0.5)
-    dropping = dataclasses.replace(adapter, config=config)
-
-    @jax.jit
-    def keys(variables):
-        out = []
-
-        def spy(next_fun, args, kwargs, context):
-            if context.module.name == "q" and context.method_name == "__call__":
-                kernel, bias = next_fun(*args, **kwargs)
-                context.module.sow("intermediates", "key", jax.random.key_data(kernel.key))
-                return kernel, bias
-            return next_fun(*args, **kwargs)
-
-        import flax.linen as nn
-
-        with nn.intercept_methods(spy):
-            out = nn.scan(
-                _Probe, variable_axes={"lora": 0, "params": 0, "intermediates": 0},
-                split_rngs={"params": True, "dropout": True}, length=2,
-            )(name="layers")  # fmt: skip
-            return out.apply(
-                variables, 0.0, rngs={"dropout": jax.random.key(0)}, mutable=["intermediates"]
-            )[1]
-
-    import flax.linen as nn
-
-    class _Probe(nn.Module):
-        @nn.compact
-        def __call__(self, carry):
-            from pangu_jax.models.projection import Weights
-
-            Weights((16, 4, 6), ("embed", "heads", "head_dim"), 1.0, "float32", name="q")()
-            return carry, None
-
+    plain = make.adapter()
+    dropping = dataclasses.replace(plain, config=dataclasses.replace(plain.config, dropout=0.5))
     variables = {
         "params": {"q": {"kernel": make.base()["layers"]["attn"]["q"]["kernel"]}},
         "lora": {"q": bind([dropping])["layers"]["attn"]["q"]},
     }
-    (found,) = jax.tree.leaves(keys(variables))
-    assert found.shape[0] == 2 and not np.array_equal(found[0], found[1])
+    stack = nn.scan(
+        QKeys, variable_axes={"lora": 0, "params": 0}, split_rngs={"dropout": True}, length=2
+    )
+    _, keys = stack().apply(variables, None, rngs={"dropout": jax.random.key(0)})
+    assert keys.shape[0] == 2 and not np.array_equal(keys[0], keys[1])
 
 
 @pytest.mark.parametrize("mode", ["weight_only", "dynamic"])
@@ -193,12 +173,11 @@ def test_eight_devices_equal_one(rules):
     weights = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
     grad = jax.jit(jax.value_and_grad(loss))
     want, of_pair = grad(pair, weights)
-    placed = tuple(
-        dataclasses.replace(
-            a, params=jax.device_put(a.params, shardings_for(with_logical_axes(a.params), mesh, table))
-        )
-        for a in pair
-    )  # fmt: skip
+
+    def place(tree):
+        return jax.device_put(tree, shardings_for(with_logical_axes(tree), mesh, table))
+
+    placed = tuple(dataclasses.replace(adapter, params=place(adapter.params)) for adapter in pair)
     b = placed[0].params["layers"]["attn"]["q"]["b"]
     assert b.sharding.shard_shape(b.shape) == (2, 3, 2, 6)  # heads over the axis 'model'
     with jax.set_mesh(mesh):
@@ -207,7 +186,7 @@ def test_eight_devices_equal_one(rules):
     for x, y in zip(jax.tree.leaves(of_placed), jax.tree.leaves(of_pair), strict=True):
         make.close(x, y)
     variables = bind(pair, weights)
-    collection = jax.device_put(variables, shardings_for(with_logical_axes(variables), mesh, table))
+    collection = place(variables)
     mix = collection["layers"]["attn"]["q"]["mix"]
     assert mix.sharding.shard_shape(mix.shape) == (2, 1, 2)  # rows over 'data'
     make.close(make.logits(collection), make.logits(variables))
