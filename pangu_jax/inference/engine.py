@@ -177,24 +177,35 @@ class Engine:
     def completions(
         self, requests: Iterable[Request], *, on_delta: Callable[[Delta], None] | None = None
     ) -> Iterator[Completion]:
-        """Completions as they finish; a request that cannot be served is one with an error."""
+        """Completions as they finish; a request that cannot be served is one with an error.
+
+        Leaving early cancels the rest.
+        """
         queue = collections.deque(requests)
         ahead = min(self.config.max_rows, self.config.waiting_limit or self.config.max_rows)
-        while queue or not self.idle:
-            while queue and len(self._waiting) < ahead:
-                request = queue.popleft()
-                try:
-                    self.add(request)
-                except RequestError as error:
-                    yield Completion(
-                        id=request.id, text="", token_ids=(), finish_reason="error",
-                        prompt_tokens=len(request.prompt_ids), error=str(error),
-                    )  # fmt: skip
-            for delta in self.step():
-                if on_delta is not None:
-                    on_delta(delta)
-                if delta.finish_reason is not None:
-                    yield self.take(delta.id)
+        mine: set[str] = set()
+        try:
+            while queue or mine:
+                while queue and len(self._waiting) < ahead:
+                    request = queue.popleft()
+                    try:
+                        self.add(request)
+                        mine.add(request.id)
+                    except RequestError as error:
+                        yield Completion(
+                            id=request.id, text="", token_ids=(), finish_reason="error",
+                            prompt_tokens=len(request.prompt_ids), error=str(error),
+                        )  # fmt: skip
+                for delta in self.step():
+                    if on_delta is not None:
+                        on_delta(delta)
+                    if delta.finish_reason is not None and delta.id in mine:
+                        mine.remove(delta.id)
+                        yield self.take(delta.id)
+        finally:
+            for name in mine:
+                self.cancel(name)
+                self._done.pop(name, None)
 
     def hidden_states(
         self, prompts: Sequence[Sequence[int]], layers: Sequence[int],
@@ -281,6 +292,9 @@ class Engine:
                 news += self._decode(ready)
         except Exception as error:  # the donated pages are gone, and with them all running rows
             news += self._fail(error)
+        except BaseException as error:  # from the keyboard, say
+            self._fail(error)
+            raise
         return news
 
     def _find_masks(self) -> list[Delta]:
