@@ -82,6 +82,7 @@ class EndpointModel(BaseModel):
         if client is not None and client[0] is background.loop():
             background.run(client[1].aclose())
         self.ledger.close()
+        super().close()
 
     def _http(self) -> httpx.AsyncClient:
         running = asyncio.get_running_loop()

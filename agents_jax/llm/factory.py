@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -75,22 +76,29 @@ def open_model(
     ):
         if given and not fits:
             raise InvalidRequest(f"{name} does not go with model {config.spec!r}.")
-    transcript = None if config.transcript is None else Transcript(config.transcript)
-    if kind == "replay":
-        path, _, name = rest.partition("#")
-        return RecordedModel(path, mode="replay", select=name or None, transcript=transcript)
-    if remote:
-        model = _endpoint(config, transcript)
-    elif kind == "local":
-        model = _local(rest, config, transcript, make_engine)
-    else:
-        model = ScriptedModel(_script(rest), transcript=transcript)
-    if config.record is None:
-        return model
-    return RecordedModel(config.record, model, transcript=transcript)
+    with contextlib.ExitStack() as opened:  # a model that cannot be made leaves no file locked
+        transcript = None
+        if config.transcript is not None:
+            transcript = Transcript(config.transcript)
+            opened.callback(transcript.close)
+        if kind == "replay":
+            path, _, name = rest.partition("#")
+            model = RecordedModel(path, mode="replay", select=name or None, transcript=transcript)
+        else:
+            if remote:
+                model = _endpoint(config, transcript, opened)
+            elif kind == "local":
+                model = _local(rest, config, transcript, make_engine)
+            else:
+                model = ScriptedModel(_script(rest), transcript=transcript)
+            if config.record is not None:
+                opened.callback(model.close)
+                model = RecordedModel(config.record, model, transcript=transcript)
+        model.own(opened.pop_all())
+    return model
 
 
-def _endpoint(config: ModelConfig, transcript) -> BaseModel:
+def _endpoint(config: ModelConfig, transcript, opened: contextlib.ExitStack) -> BaseModel:
     from agents_jax.llm.endpoint import EndpointModel
 
     base_url, _, name = config.spec.partition("#")
@@ -104,6 +112,7 @@ def _endpoint(config: ModelConfig, transcript) -> BaseModel:
         raise InvalidRequest(f"model {config.spec!r} names no model; write {base_url}#MODEL.")
     settings = EndpointConfig(base_url=base_url, model=name, **config.endpoint)
     ledger = Ledger(config.ledger, prices=config.prices, budget=config.budget)
+    opened.callback(ledger.close)
     return EndpointModel(settings, ledger=ledger, transcript=transcript)
 
 

@@ -107,6 +107,7 @@ class BaseModel:
         self.identity = identity
         self.concurrency = concurrency
         self.transcript = transcript
+        self._owned = contextlib.ExitStack()
         self._gate: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
 
     def __enter__(self):
@@ -120,6 +121,11 @@ class BaseModel:
 
     def close(self) -> None:
         """Frees connections and files; the model takes no more requests."""
+        self._owned.close()
+
+    def own(self, resources: contextlib.ExitStack) -> None:
+        """Has `resources` closed with the model."""
+        self._owned.push(resources)
 
     def samples_together(self, request: GenerateRequest) -> bool:
         """Whether the n samples of `request` are asked in one call."""

@@ -101,6 +101,7 @@ class LocalModel(BaseModel):
     def close(self) -> None:
         """Waits for the thread of the engine to end."""
         self._thread.shutdown(wait=True)
+        super().close()
 
     async def _answer(self, parts, on_error, on_answer):
         running = asyncio.get_running_loop()

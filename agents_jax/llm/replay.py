@@ -92,6 +92,7 @@ class RecordedModel(BaseModel):
             self._file.close()
         if self.inner is not None:
             self.inner.close()
+        super().close()
 
     def missing(self, requests: Sequence[Any]) -> int:
         """How many answers (samples) to `requests` the recording lacks."""

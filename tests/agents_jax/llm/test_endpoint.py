@@ -496,9 +496,7 @@ def test_the_budget_stops_before_it_is_overrun(server, http, open_endpoint):
 def test_a_timeout_may_have_been_charged(server, open_endpoint):
     server.respond = [[60.0]]
     ledger = Ledger(prices=Prices(input=0.0, output=1e4), budget=2.5)
-    error = failure(
-        open_endpoint(ledger=ledger, timeout=0.1, attempts=5), ask("x", max_tokens=100)
-    )
+    error = failure(open_endpoint(ledger=ledger, timeout=0.1, attempts=5), ask("x", max_tokens=100))
     assert error.kind == "budget" and len(server.requests) == 2
     assert ledger.cost == pytest.approx(2.0) and ledger.usage.estimated
 

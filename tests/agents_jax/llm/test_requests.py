@@ -1,7 +1,6 @@
 """Requests: what their hash depends on, and what they refuse."""
 
 import dataclasses
-import json
 import subprocess
 import sys
 

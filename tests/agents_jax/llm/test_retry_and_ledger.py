@@ -10,8 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents_jax.llm import CallError, InvalidRequest, Ledger, Prices, RecordingError, RetryPolicy
-from agents_jax.llm import Usage
+from agents_jax.llm import (
+    CallError,
+    InvalidRequest,
+    Ledger,
+    Prices,
+    RecordingError,
+    RetryPolicy,
+    Usage,
+)
 from agents_jax.llm.errors import RETRIED
 from agents_jax.llm.retry import parse_retry_after, with_retries
 
