@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from agents_jax.llm import (
+    IMPLEMENTATIONS,
     BatchError,
     GenerateRequest,
     HiddenStatesRequest,
@@ -65,6 +66,11 @@ def reference(tiny, ids):
 
 def encode(tiny, text):
     return tiny.tokenizer.tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def test_capabilities_are_the_declared_ones(model):
+    assert model.capabilities.names == IMPLEMENTATIONS["local"]
+    assert model.capabilities.max_context == 64
 
 
 def test_scores_are_those_of_the_reference(tiny, model):
