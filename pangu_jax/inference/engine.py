@@ -1,7 +1,7 @@
 """Continuous batching: requests join and leave between dispatches of the compiled programs.
 
-Each `step` admits waiting requests, reads one chunk of the prompts that are not read yet, and lets
-every row that is ready decode a few tokens. The engine is not safe to share between threads; see
+Each `step` admits waiting requests, then either reads one chunk of the prompts that are not read
+yet or lets every row that is ready decode a few tokens. The engine is not safe to share between threads; see
 `pangu_jax.inference.async_engine`.
 """
 
@@ -33,6 +33,9 @@ from pangu_jax.models.config import DecoderConfig
 from pangu_jax.models.lora import Adapter, fingerprint, layer_slice, select, stack
 from pangu_jax.weights import LoadedModel
 from pangu_jax.weights.tokenizer_import import LoadedTokenizer
+
+
+_CHUNKS_IN_A_ROW = 4
 
 
 @dataclasses.dataclass
@@ -90,6 +93,7 @@ class Engine:
         self._running: list[Row] = []  # in order of arrival
         self._done: dict[str, Completion] = {}
         self._closed = False
+        self._chunks_in_a_row = 0
         self._reset_cache()
 
     def _reset_cache(self) -> None:
@@ -278,17 +282,22 @@ class Engine:
     # ------------------------------------------------------------------ one turn
 
     def step(self) -> list[Delta]:
-        """One turn of all requests; the news."""
+        """One turn: a chunk of prompts is read, or rows that are ready decode; the news.
+
+        Prompts go first, so that many rows decode together, but only so often in a row that
+        requests which are being answered are not kept waiting.
+        """
         self._admit()
         news: list[Delta] = []
         try:
             news += self._find_masks()
             reading = [row for row in self._running if not row.decoding]
-            if reading:
-                news += self._prefill(reading)
-                news += self._find_masks()
             ready = [row for row in self._running if row.decoding]
-            if ready:
+            if reading and (not ready or self._chunks_in_a_row < _CHUNKS_IN_A_ROW):
+                self._chunks_in_a_row += 1
+                news += self._prefill(reading)
+            elif ready:
+                self._chunks_in_a_row = 0
                 news += self._decode(ready)
         except Exception as error:  # the donated pages are gone, and with them all running rows
             news += self._fail(error)
