@@ -17,6 +17,7 @@ from pangu_jax.config.flags import as_config_dict
 VARIANTS = {
     "int8": Variant("int8 weights: fastest on CPU", "4 s to load", "docs/inference.md"),
     "float32": Variant("weights as they are", "4 s to load", "the numbers of transformers"),
+    "int8_dynamic": Variant("int8 weights and activations", "4 s to load", "docs/inference.md"),
     "bfloat16": Variant("half the memory of float32", "4 s to load", "docs/inference.md"),
 }
 
