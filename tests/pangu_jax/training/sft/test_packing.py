@@ -20,7 +20,7 @@ from pangu_jax.training.sft.tuning import Tuning
 
 
 def example(sizes, labels, weight=1.0, start=0):
-    """Sequences of these sizes with this many learned tokens at their ends, all tokens different."""
+    """Sequences of these sizes, this many tokens at the end of each learned; tokens all differ."""
     sequences = []
     for size, count in zip(sizes, labels, strict=True):
         learn = np.arange(size) >= size - count

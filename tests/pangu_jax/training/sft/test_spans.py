@@ -1,6 +1,10 @@
 """Where answers stand, found from templates of several families; templates that are refused."""
 
 import pytest
+
+from pangu_jax.training.sft.builtin import CHATML
+from pangu_jax.training.sft.errors import FineTuneError
+from pangu_jax.training.sft.spans import render_spans
 from tests.pangu_jax.training.sft.templates import (
     LLAMA3,
     MARKED,
@@ -12,10 +16,6 @@ from tests.pangu_jax.training.sft.templates import (
     texts,
     tokenizer,
 )
-
-from pangu_jax.training.sft.builtin import CHATML
-from pangu_jax.training.sft.errors import FineTuneError
-from pangu_jax.training.sft.spans import render_spans
 
 TWO = chat(("user", "one"), ("assistant", "eins"), ("user", "two"), ("assistant", " zwei "))
 
