@@ -1,7 +1,9 @@
 """Choosing the next token of each row on the device.
 
-No sorting: the k-th largest logit and the edge of a nucleus are found by bisection over the bits of
-a float, which is exact and costs 32 passes over the logits whatever the vocabulary.
+Nothing sorts the vocabulary. The k-th largest logit and the edge of a nucleus are looked for among
+the largest logits; where they lie further down, they are found by bisection over the bits of a
+float, which is as exact and costs 32 passes over the logits. A token is drawn with one random
+number, by the sums of blocks of probabilities first and inside one block then.
 
 Letters: B rows, V vocabulary.
 """
@@ -18,6 +20,9 @@ import numpy as np
 
 from pangu_jax.inference.request import SamplingParams
 
+_LARGEST = 256  # logits among which the edges of top_k and top_p are looked for first
+_BLOCK = 256  # probabilities of one block when drawing
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Features:
@@ -26,6 +31,7 @@ class Features:
     top_logprobs: alternatives reported; -1 for no log-probabilities at all.
     """
 
+    greedy: bool = True
     random: bool = False
     filters: bool = False
     penalties: bool = False
@@ -37,6 +43,7 @@ class Features:
         """The union of what these rows ask for."""
         asked = max((-1 if p.logprobs is None else p.logprobs for p in rows), default=-1)
         return Features(
+            greedy=any(p.temperature == 0 for p in rows) or not rows,
             random=any(p.temperature > 0 for p in rows),
             filters=any(p.temperature > 0 and (p.top_k or p.top_p < 1 or p.min_p) for p in rows),
             penalties=any(has_penalties(p) for p in rows),
@@ -116,13 +123,14 @@ def choose(
         logits = penalised(logits, rows, seen)
     if features.mask:
         logits = jnp.where(unpack_mask(mask, logits.shape[-1]), logits, -jnp.inf)
-    token = jnp.argmax(logits, -1).astype(jnp.int32)
+    if features.greedy:
+        token = jnp.argmax(logits, -1).astype(jnp.int32)
     if features.random:
         scaled = logits / jnp.maximum(rows.temperature, 1e-6)[:, None]
         if features.filters:
             scaled = jnp.where(kept(scaled, rows), scaled, -jnp.inf)
-        drawn = jnp.argmax(scaled + _noise(rows.seed, index, logits.shape[-1]), -1)
-        token = jnp.where(rows.temperature > 0, drawn.astype(jnp.int32), token)
+        drawn = draw(scaled, rows.seed, index)
+        token = jnp.where(rows.temperature > 0, drawn, token) if features.greedy else drawn
     if features.top_logprobs < 0:
         return Chosen(token)
     logprob, top_ids, top = log_probabilities(raw, token, features.top_logprobs)
@@ -157,17 +165,41 @@ def kept(logits: jax.Array, rows: RowSampling) -> jax.Array:
     top_p looks at the distribution after top_k, min_p at the ratio to the most probable token.
     """
     vocabulary = logits.shape[-1]
-    k = jnp.where(jnp.asarray(rows.top_k) > 0, rows.top_k, vocabulary).astype(jnp.float32)
+    wanted_k, top_p = jnp.asarray(rows.top_k), jnp.asarray(rows.top_p)
+    k = jnp.where(wanted_k > 0, jnp.minimum(wanted_k, vocabulary), vocabulary)
     probabilities = jax.nn.softmax(logits, -1)
-    above = _edge(logits, jnp.ones_like(logits), jnp.minimum(k, vocabulary))
-    passed = logits >= above[:, None]
-    mass = jnp.where(passed, probabilities, 0.0)
-    # A nucleus of all the mass must not hang on the rounding of a sum.
-    wanted = jnp.asarray(rows.top_p) * jnp.sum(mass, -1)
-    nucleus = logits >= _edge(logits, mass, wanted)[:, None]
-    passed &= nucleus | (jnp.asarray(rows.top_p) >= 1)[:, None]
+    largest, _ = jax.lax.top_k(logits, min(_LARGEST, vocabulary))
+    near = jnp.exp(largest - jax.nn.logsumexp(logits, -1, keepdims=True))
+    inside = jnp.where(jnp.arange(near.shape[-1]) < k[:, None], near, 0.0)
+    # k itself may cut between ties; those all count.
+    last = jnp.take_along_axis(largest, jnp.minimum(k, near.shape[-1])[:, None] - 1, -1)
+    inside = jnp.where(largest >= last, near, inside)
+    total = jnp.where(wanted_k > 0, jnp.sum(inside, -1), 1.0)
+    below = jnp.cumsum(inside, -1) < (top_p * total)[:, None]
+    place = jnp.sum(below, -1)
+    # Whether a row's edge lies among the largest, with the whole of its last tie.
+    found = jnp.where(wanted_k > 0, last[:, 0] > largest[:, -1], top_p < 1)
+    found &= (top_p >= 1) | (place < near.shape[-1])
+    if near.shape[-1] == vocabulary:
+        found |= True
+    free = (wanted_k == 0) & (top_p >= 1)
+
+    def among_largest():
+        place_in = jnp.minimum(place, near.shape[-1] - 1)[:, None]
+        nucleus = jnp.take_along_axis(largest, place_in, -1)[:, 0]
+        edge = jnp.where(top_p < 1, nucleus, -jnp.inf)
+        return jnp.maximum(edge, jnp.where(wanted_k > 0, last[:, 0], -jnp.inf))
+
+    def by_bisection():
+        above = _edge(logits, jnp.ones_like(logits), k.astype(jnp.float32))
+        mass = jnp.where(logits >= above[:, None], probabilities, 0.0)
+        # A nucleus of all the mass must not hang on the rounding of a sum.
+        nucleus = _edge(logits, mass, top_p * jnp.sum(mass, -1))
+        return jnp.maximum(above, jnp.where(top_p < 1, nucleus, -jnp.inf))
+
+    edge = jax.lax.cond(jnp.all(found | free), among_largest, by_bisection)
     least = jnp.max(probabilities, -1, keepdims=True) * jnp.asarray(rows.min_p)[:, None]
-    return passed & (probabilities >= least)
+    return (logits >= edge[:, None]) & (probabilities >= least)
 
 
 def _edge(values: jax.Array, weights: jax.Array, wanted: jax.Array) -> jax.Array:
@@ -204,12 +236,33 @@ def _as_float(bits: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
-def _noise(seed: jax.Array, index: jax.Array, vocabulary: int) -> jax.Array:
-    def of_row(words, count):
-        key = jax.random.wrap_key_data(words, impl="threefry2x32")
-        return jax.random.gumbel(jax.random.fold_in(key, count), (vocabulary,))
+def draw(logits: jax.Array, seed: jax.Array, index: jax.Array) -> jax.Array:
+    """A token of each row, int32 (B,), with the probabilities of its logits (B, V).
 
-    return jax.vmap(of_row)(jnp.asarray(seed), index)
+    Args:
+      seed: uint32 (B, 2). index: int32 (B,).
+    """
+
+    def uniform(words, count):
+        key = jax.random.wrap_key_data(words, impl="threefry2x32")
+        return jax.random.uniform(jax.random.fold_in(key, count))
+
+    weights = jnp.exp(logits - jnp.max(logits, -1, keepdims=True))
+    missing = -weights.shape[-1] % _BLOCK
+    blocks = jnp.pad(weights, ((0, 0), (0, missing))).reshape(weights.shape[0], -1, _BLOCK)
+    sums = jnp.sum(blocks, -1)
+    ends = jnp.cumsum(sums, -1)
+    wanted = jax.vmap(uniform)(jnp.asarray(seed), index) * ends[:, -1]
+    block = jnp.minimum(jnp.sum(ends <= wanted[:, None], -1), _last_positive(sums))
+    inside = jnp.take_along_axis(blocks, block[:, None, None], 1)[:, 0]
+    before = jnp.take_along_axis(ends - sums, block[:, None], -1)
+    place = jnp.sum(before + jnp.cumsum(inside, -1) <= wanted[:, None], -1)
+    place = jnp.minimum(place, _last_positive(inside))  # rounding may lead past the end
+    return (block * _BLOCK + place).astype(jnp.int32)
+
+
+def _last_positive(x: jax.Array) -> jax.Array:
+    return x.shape[-1] - 1 - jnp.argmax(x[:, ::-1] > 0, -1)
 
 
 def unpack_mask(words: jax.Array, vocabulary: int) -> jax.Array:

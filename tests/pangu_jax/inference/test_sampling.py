@@ -88,6 +88,32 @@ def test_filters_keep_what_sorting_keeps(logits, params):
     assert found[np.argmax(logits)]
 
 
+@given(
+    seed=st.integers(0, 10**6),
+    spread=st.sampled_from([0.0, 0.01, 1.0, 8.0]),
+    levels=st.sampled_from([0, 3, 40]),
+    params=st.builds(
+        SamplingParams,
+        temperature=st.just(1.0),
+        top_k=st.sampled_from([0, 1, 255, 256, 257, 600, 1000, 2000]),
+        top_p=st.sampled_from([1e-6, 0.3, 0.9, 0.999, 1.0]),
+    ),
+)
+def test_filters_reach_beyond_the_largest_logits(seed, spread, levels, params):
+    draw = np.random.default_rng(seed)
+    logits = draw.normal(size=1000) * spread
+    if levels:  # many ties
+        logits = np.round(logits * levels) / levels
+    logits = logits.astype(np.float32)
+    # A row beside it that needs no bisection must not change the answer, nor be changed.
+    easy = np.where(np.arange(1000) == 7, 50.0, logits).astype(np.float32)
+    found = np.asarray(_kept(np.stack([logits, easy]), rows_of(params, params)))
+    for row, mine in zip((logits, easy), found, strict=True):
+        must, may = reference_kept(row, params)
+        assert not (must & ~mine).any()
+        assert not (mine & ~may).any()
+
+
 @pytest.mark.parametrize(
     "logits,params,expected",
     [
@@ -302,7 +328,7 @@ def test_features_are_the_union_of_what_rows_ask():
     assert Features.of([]) == Features()
     one = SamplingParams(temperature=1, logprobs=0)
     two = SamplingParams(frequency_penalty=0.1, logprobs=6)
-    assert Features.of([one]) == Features(random=True, top_logprobs=0)
+    assert Features.of([one]) == Features(greedy=False, random=True, top_logprobs=0)
     assert Features.of([one, two]) == Features(random=True, penalties=True, top_logprobs=20)
     for logprobs, width in ((None, -1), (0, 0), (1, 5), (5, 5), (20, 20)):
         assert Features.of([SamplingParams(logprobs=logprobs)]).top_logprobs == width
