@@ -99,6 +99,7 @@ class Server:
                 ApiError: _answer_error,
                 HTTPException: _answer_http,
                 ClientDisconnect: _answer_nobody,
+                Exception: _answer_failure,
             },
         )
 
@@ -278,6 +279,10 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     )
     headers = dict(error.headers or {})
     return _error_response(ApiError(message, status=error.status_code, headers=headers))
+
+
+async def _answer_failure(_: Request, error: Exception) -> Response:
+    return _error_response(failed("The server"))  # the error goes on to the door, which logs it
 
 
 async def _answer_nobody(_: Request, error: Exception) -> Response:

@@ -315,6 +315,20 @@ def test_an_error_in_the_stream_is_an_event_and_the_stream_ends(http, server):
     assert lines[-1] == "data: [DONE]"
 
 
+def test_a_mistake_of_the_server_is_a_500_without_details(http, server, monkeypatch, caplog):
+    from pangu_jax.inference.server import protocol
+
+    def broken(fields):
+        raise KeyError("sk-secret")
+
+    monkeypatch.setattr(protocol, "read_messages", broken)
+    error = error_of(http.post("chat/completions", json={"messages": HELLO}), 500)
+    assert error["type"] == "server_error" and "secret" not in error["message"]
+    assert any(record.exc_info for record in caplog.records)
+    monkeypatch.undo()
+    assert http.post("chat/completions", json={"messages": HELLO}).status_code == 200
+
+
 def test_no_chat_template(loaded):
     bare = byte_tokenizer(None)
     with RunningServer(ScriptedEngine(bare), bare) as server, server.client() as client:

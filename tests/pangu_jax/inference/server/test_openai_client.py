@@ -467,8 +467,7 @@ def test_a_client_that_leaves_cancels_its_request(engine, server, stream):
                 await chunks.close()
             else:
                 task = asyncio.create_task(asked)
-                while len(engine.requests) < 2:
-                    await asyncio.sleep(0.01)
+                await asyncio.to_thread(wait_for, lambda: len(engine.requests) == 2)
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
 
