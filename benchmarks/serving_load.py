@@ -31,7 +31,7 @@ async def run(url: str, *, clients: int, requests: int, words: int, new_tokens: 
     numbers = iter(range(requests))
     firsts, totals, tokens = [], [], 0
     key = os.environ.get("PANGU_JAX_API_KEY", "none")
-    limits = httpx.Limits(max_connections=clients)
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=0)
     async with httpx.AsyncClient(
         base_url=url, timeout=600, limits=limits, headers={"Authorization": f"Bearer {key}"}
     ) as http:

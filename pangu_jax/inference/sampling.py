@@ -168,7 +168,8 @@ def kept(logits: jax.Array, rows: RowSampling) -> jax.Array:
     wanted_k, top_p = jnp.asarray(rows.top_k), jnp.asarray(rows.top_p)
     k = jnp.where(wanted_k > 0, jnp.minimum(wanted_k, vocabulary), vocabulary)
     probabilities = jax.nn.softmax(logits, -1)
-    largest, _ = jax.lax.top_k(logits, min(_LARGEST, vocabulary))
+    # Without the barrier, XLA sees that single ones of them are used and sorts everything.
+    largest = jax.lax.optimization_barrier(jax.lax.top_k(logits, min(_LARGEST, vocabulary))[0])
     near = jnp.exp(largest - jax.nn.logsumexp(logits, -1, keepdims=True))
     inside = jnp.where(jnp.arange(near.shape[-1]) < k[:, None], near, 0.0)
     # k itself may cut between ties; those all count.
@@ -197,7 +198,12 @@ def kept(logits: jax.Array, rows: RowSampling) -> jax.Array:
         nucleus = _edge(logits, mass, top_p * jnp.sum(mass, -1))
         return jnp.maximum(above, jnp.where(top_p < 1, nucleus, -jnp.inf))
 
-    edge = jax.lax.cond(jnp.all(found | free), among_largest, by_bisection)
+    # Row by row, so that rounding in one row's sums does not depend on what runs beside it.
+    edge = jax.lax.cond(
+        jnp.all(found | free),
+        among_largest,
+        lambda: jnp.where(found | free, among_largest(), by_bisection()),
+    )
     least = jnp.max(probabilities, -1, keepdims=True) * jnp.asarray(rows.min_p)[:, None]
     return (logits >= edge[:, None]) & (probabilities >= least)
 
@@ -253,16 +259,23 @@ def draw(logits: jax.Array, seed: jax.Array, index: jax.Array) -> jax.Array:
     sums = jnp.sum(blocks, -1)
     ends = jnp.cumsum(sums, -1)
     wanted = jax.vmap(uniform)(jnp.asarray(seed), index) * ends[:, -1]
-    block = jnp.minimum(jnp.sum(ends <= wanted[:, None], -1), _last_positive(sums))
+    block = _first(ends > wanted[:, None], sums)
     inside = jnp.take_along_axis(blocks, block[:, None, None], 1)[:, 0]
     before = jnp.take_along_axis(ends - sums, block[:, None], -1)
-    place = jnp.sum(before + jnp.cumsum(inside, -1) <= wanted[:, None], -1)
-    place = jnp.minimum(place, _last_positive(inside))  # rounding may lead past the end
+    place = _first(before + jnp.cumsum(inside, -1) > wanted[:, None], inside)
     return (block * _BLOCK + place).astype(jnp.int32)
 
 
-def _last_positive(x: jax.Array) -> jax.Array:
-    return x.shape[-1] - 1 - jnp.argmax(x[:, ::-1] > 0, -1)
+def _first(reached: jax.Array, weights: jax.Array) -> jax.Array:
+    """First place (B,) that is reached and has a weight, else the last one with a weight.
+
+    Running sums need not grow evenly where they are not made in order, and rounding may lead past
+    the end: a place without weight must not be drawn.
+    """
+    there = weights > 0
+    reached &= there
+    last = weights.shape[-1] - 1 - jnp.argmax(there[:, ::-1], -1)
+    return jnp.where(jnp.any(reached, -1), jnp.argmax(reached, -1), last)
 
 
 def unpack_mask(words: jax.Array, vocabulary: int) -> jax.Array:
