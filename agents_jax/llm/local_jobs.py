@@ -108,7 +108,7 @@ class Translator:
         if part.seed is None:
             seed = int(request_key(self._identity, part.content())[:15], 16) % 2**31
         else:
-            seed = sample_seed(part.seed, part.sample)
+            seed = sample_seed(part.seed, part.sample) % 2**31  # what a random key takes
         grammar = None
         schema = part.response_schema if chat is None else chat.schema
         if schema is not None:

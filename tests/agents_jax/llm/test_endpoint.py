@@ -291,11 +291,12 @@ def test_one_refused_key_stops_a_long_batch(server, http, open_endpoint):
 
 @pytest.mark.parametrize("silent", ["before a byte", "after the head", "drop by drop"])
 def test_an_endpoint_that_hangs(server, http, open_endpoint, silent):
+    good = http.chat()
     hang = {
         "before a byte": [60.0],
         "after the head": [http.chat()[:30], 60.0],
-        # Each byte comes soon, so that a limit between bytes would never end it.
-        "drop by drop": [b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", *[b"x", 0.05] * 400],
+        # Each byte comes soon, so that a limit between bytes would let it pass, late.
+        "drop by drop": [step for i in range(len(good)) for step in (good[i : i + 1], 0.02)],
     }[silent]
     server.respond = [hang]
     error = failure(open_endpoint(timeout=0.3, attempts=2))
