@@ -18,6 +18,7 @@ from pangu_jax.inference.sampling import (
     RowSampling,
     Seen,
     choose,
+    draw,
     kept,
     log_probabilities,
     penalised,
@@ -27,6 +28,7 @@ from pangu_jax.inference.sampling import (
 V = 37  # no multiple of 32
 _kept = jax.jit(kept)
 _penalised = jax.jit(penalised)
+_draw = jax.jit(draw)
 
 
 @functools.partial(jax.jit, static_argnames="features")
@@ -100,18 +102,46 @@ def test_filters_keep_what_sorting_keeps(logits, params):
     ),
 )
 def test_filters_reach_beyond_the_largest_logits(seed, spread, levels, params):
-    draw = np.random.default_rng(seed)
-    logits = draw.normal(size=1000) * spread
+    logits = np.random.default_rng(seed).normal(size=1000) * spread
     if levels:  # many ties
         logits = np.round(logits * levels) / levels
     logits = logits.astype(np.float32)
     # A row beside it that needs no bisection must not change the answer, nor be changed.
     easy = np.where(np.arange(1000) == 7, 50.0, logits).astype(np.float32)
+    alone = [np.asarray(_kept(row[None], rows_of(params)))[0] for row in (logits, easy)]
     found = np.asarray(_kept(np.stack([logits, easy]), rows_of(params, params)))
     for row, mine in zip((logits, easy), found, strict=True):
         must, may = reference_kept(row, params)
         assert not (must & ~mine).any()
         assert not (mine & ~may).any()
+    np.testing.assert_array_equal(found, alone)
+
+
+@given(
+    seed=st.integers(0, 10**6), share=st.sampled_from([0.5, 0.99]), size=st.sampled_from([5, 700])
+)
+def test_tokens_without_probability_are_never_drawn(seed, share, size):
+    random = np.random.default_rng(seed)
+    logits = (random.normal(size=size) * random.choice([0.0, 1.0, 30.0])).astype(np.float32)
+    closed = random.random(size) < share
+    closed[random.integers(size)] = False
+    logits[closed] = -np.inf
+    rows = np.broadcast_to(logits, (2048, size))
+    seeds = np.stack([np.full(2048, seed), np.arange(2048)], 1).astype(np.uint32)
+    found = np.asarray(_draw(rows, seeds, np.zeros(2048, np.int32)))
+    assert not closed[found].any()
+
+
+def test_of_many_blocks_each_has_its_share():
+    count, size = 4096, 1000
+    logits = np.log(np.random.default_rng(0).random(size)).astype(np.float32)
+    seeds = np.stack([np.zeros(count), np.arange(count)], 1).astype(np.uint32)
+    found = np.asarray(
+        _draw(np.broadcast_to(logits, (count, size)), seeds, np.ones(count, np.int32))
+    )
+    groups = np.bincount(found // 20, minlength=50)
+    p = np.exp(logits.astype(np.float64)).reshape(50, 20).sum(1)
+    assert stats.chisquare(groups, count * p / p.sum()).pvalue > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -296,8 +326,8 @@ def test_very_peaked_distributions_and_masked_logits():
     peaked = np.full(V, -1e4)
     peaked[7] = 1e4
     for params in (dict(), dict(top_p=0.9), dict(top_k=5), dict(min_p=0.1)):
-        found = draws(peaked, SamplingParams(temperature=1, seed=2, **params), 20)
-        np.testing.assert_array_equal(found, np.full(20, 7))
+        found = draws(peaked, SamplingParams(temperature=1, seed=2, **params), 60)
+        np.testing.assert_array_equal(found, np.full(60, 7))
     holes = np.full(V, -np.inf)
     holes[[3, 30]] = [0.0, 0.0]
     for params in (dict(), dict(top_p=0.9), dict(top_k=5), dict(min_p=0.1)):
