@@ -264,6 +264,7 @@ class _Task:
         self.held_out = HeldOut(
             self.examples.held_out, self.examples.shape, self.loss, self.mesh,
             batch_rows=config.batch_rows, reference=self.reference.get("held_out"),
+            quick_compile=config.train.quick_compile,
         )  # fmt: skip
         if self._given and config.tune == "full":
             self.base_params = _copy(self.base_params)  # the caller's own are only read

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from pangu_jax.models.config import DecoderConfig
 from pangu_jax.parallel.sharding import batch_part, global_batch
+from pangu_jax.training.quick_compile import quick_options
 from pangu_jax.training.sft.batches import fixed_batches
 from pangu_jax.training.sft.encode import Example
 from pangu_jax.training.sft.objective import Loss, sequence_log_probs
@@ -25,15 +26,19 @@ class HeldOut:
     Args:
       loss: of the run. batch_rows: rows of an evaluation batch.
       reference: log-probabilities of a reference model, one row per example, or None.
+      quick_compile: see `TrainConfig`.
     """
 
     def __init__(
         self, examples: Sequence[Example], shape: RowShape, loss: Loss, mesh: Mesh, *,
-        batch_rows: int, reference: np.ndarray | None = None,
+        batch_rows: int, reference: np.ndarray | None = None, quick_compile: bool = False,
     ):  # fmt: skip
         batches, _ = fixed_batches(examples, shape, batch_rows=batch_rows, reference=reference)
         self._mesh, self._batches = mesh, [_own_rows(batch, mesh) for batch in batches]
-        self._sums = jax.jit(lambda params, batch, frozen: loss(params, batch, None, frozen))
+        self._sums = jax.jit(
+            lambda params, batch, frozen: loss(params, batch, None, frozen),
+            compiler_options=quick_options(mesh.devices.flat[0]) if quick_compile else None,
+        )
 
     def evaluate(self, params: Any, frozen: dict[str, Any]) -> dict[str, float]:
         """{'loss', the objective's metrics, and 'perplexity' where there is an nll}, all averages.
