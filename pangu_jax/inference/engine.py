@@ -1,8 +1,8 @@
 """Continuous batching: requests join and leave between dispatches of the compiled programs.
 
 Each `step` admits waiting requests, then either reads one chunk of the prompts that are not read
-yet or lets every row that is ready decode a few tokens. The engine is not safe to share between threads; see
-`pangu_jax.inference.async_engine`.
+yet or lets every row that is ready decode a few tokens. The engine is not safe to share between
+threads; see `pangu_jax.inference.async_engine`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from pangu_jax.models.config import DecoderConfig
 from pangu_jax.models.lora import Adapter, fingerprint, layer_slice, select, stack
 from pangu_jax.weights import LoadedModel
 from pangu_jax.weights.tokenizer_import import LoadedTokenizer
-
 
 _CHUNKS_IN_A_ROW = 4
 
@@ -402,7 +401,10 @@ class Engine:
             if row.computed < row.length:
                 continue
             if row.remaining <= 0:
-                news.append(self._finish(row, Delta(id=row.request.id, finish_reason="length")))
+                read = Delta(
+                    id=row.request.id, finish_reason="length", cached_tokens=row.cached or 0
+                )
+                news.append(self._finish(row, read))
             else:
                 news.append(self._take_token(row, chosen, (index,)))
         return news

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
 from engine_helpers import assert_right, assert_same, engine_of, request, run_schedule
-from tiny_model import END_OF_TEXT, EOS, VOCAB, parameters, prompt, tiny_model
+from tiny_model import END_OF_TEXT, EOS, VOCAB, make_tokenizer, parameters, prompt, tiny_model
+from tokenizers import AddedToken
 
 from pangu_jax.inference import Grammar, RequestError, SamplingParams, ServerClosed, programs
 from pangu_jax.inference.end_tokens import end_tokens
-from pangu_jax.weights import LoadedModel
+from pangu_jax.weights import LoadedModel, LoadedTokenizer, SpecialTokens
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,19 @@ def test_end_tokens_end_unless_ignored():
     size = ignoring.token_ids.index(END_OF_TEXT) + 1
     assert ended.token_ids == ignoring.token_ids[:size] and ended.finish_reason == "stop"
     assert len(ignoring.token_ids) == 6
+
+
+def test_special_tokens_that_end_turns_end_completions():
+    tokenizer, special = make_tokenizer()
+    assert end_tokens(LoadedTokenizer(tokenizer, SpecialTokens(eos=5))) == (EOS, END_OF_TEXT, 5)
+    tokenizer.add_special_tokens([AddedToken("[unused10]", special=True)])
+    unused = tokenizer.token_to_id("[unused10]")
+    assert unused not in end_tokens(LoadedTokenizer(tokenizer, special))
+    with_template = dataclasses.replace(special, chat_template="{{ text }}[unused10]")
+    assert unused in end_tokens(LoadedTokenizer(tokenizer, with_template))
+    # A text that is no special token of this tokenizer ends nothing.
+    tokenizer.add_tokens([AddedToken("<|end|>", special=False)])
+    assert tokenizer.token_to_id("<|end|>") not in end_tokens(LoadedTokenizer(tokenizer, special))
 
 
 def test_the_context_ends_a_completion_and_a_prompt_that_is_only_read_may_fill_it(engine):
