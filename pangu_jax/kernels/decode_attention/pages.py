@@ -21,7 +21,7 @@ def write_tokens(
 ) -> jax.Array:
     """The pool with new tokens in it; in place inside a jit that owns `pages` (donated).
 
-    Not in place for bfloat16 on CPU, where XLA converts the whole pool and back: take float16 there.
+    Not in place for bfloat16 on CPU, where XLA converts the whole pool and back: use float16 there.
 
     Args:
       pages: [P, K, page, H].
