@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from tiny_model import log_probabilities, prompt, tiny_model
 
 from pangu_jax.inference.config import EngineConfig
+from pangu_jax.inference.sampling import Features
 
 LENGTHS = (1, 7, 8, 9, 15, 16, 17, 31, 33, 50)  # around pages of 8 and chunks of 16
 
@@ -61,7 +62,9 @@ POOL = [
     request("penalised", prompt(10, seed=6), max_tokens=15, seed=4, repetition_penalty=1.3,
             presence_penalty=0.2, frequency_penalty=0.1, **_FILTERED),
 ]  # fmt: skip
-_SCHEDULED = dict(context_length=32)
+SMALL = tiny_model(num_layers=2)  # compiles faster
+_SCHEDULED = dict(context_length=32, model=SMALL)
+ALL_FEATURES = Features(random=True, filters=True, penalties=True, top_logprobs=5)
 
 
 @functools.cache
@@ -73,7 +76,7 @@ def alone():
 
 def test_requests_alone_are_right():
     for asked, done in zip(POOL, alone(), strict=True):
-        assert_right(asked, done, tiny_model())
+        assert_right(asked, done, SMALL)
     tokens = [done.token_ids for done in alone()]
     assert len(set(tokens[:3])) == 3  # greedy and two seeds
     assert alone()[3].finish_reason == "length" and len(tokens[3]) == 32 - 22
@@ -90,7 +93,8 @@ def test_requests_alone_are_right():
 def test_any_schedule_gives_what_each_request_gives_alone(schedule, caching, withheld):
     """Joined late, in any order, with prefixes shared or not, and with pages for one request only.
 
-    withheld: of 16 pages; a request of full length needs 4.
+    withheld: of 16 pages; a request of full length needs 4. Every program has all the features of
+    sampling here, so that few are compiled; alone, each request had only its own.
     """
     engine = engine_of(prefix_caching=caching, **_SCHEDULED)
     held = engine._pool.take(withheld)
@@ -99,7 +103,9 @@ def test_any_schedule_gives_what_each_request_gives_alone(schedule, caching, wit
         for number, (which, _) in enumerate(schedule)
     ]
     news = {}
-    done = run_schedule(engine, requests, [delay for _, delay in schedule], news)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Features, "of", lambda rows: ALL_FEATURES)
+        done = run_schedule(engine, requests, [delay for _, delay in schedule], news)
     for number, (which, _) in enumerate(schedule):
         completion = done[f"{number}"]
         assert_same(completion, alone()[which])
@@ -130,7 +136,7 @@ def test_requests_give_way_when_pages_run_out_and_start_anew():
     single = engine_of(**_SCHEDULED)
     for asked, completion in zip(requests, done, strict=True):
         assert len(completion.token_ids) == 26
-        assert_right(asked, completion, tiny_model())
+        assert_right(asked, completion, SMALL)
         assert_same(completion, single.generate([asked])[0])
 
 
