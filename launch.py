@@ -28,6 +28,7 @@ EXPERIMENTS = {
     "pangu.plan": "pangu_jax.planning.experiment",
     "pangu.inference": "pangu_jax.inference.experiment",
     "pangu.sft": "pangu_jax.training.sft.experiment",
+    "agents.bfcl_sft": "agents_jax.tools.bfcl.fine_tuning",
 }
 _OF_A_RUN = ("eval", "predict", "generate", "needle")  # modes that read a checkpoint
 MODES = (

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from agents_jax.llm.errors import InvalidRequest
 from agents_jax.llm.requests import GenerateRequest
-from pangu_jax.inference.server.errors import ApiError
-from pangu_jax.inference.server.fields import Fields
-from pangu_jax.inference.server.messages import read_messages, render_messages
-from pangu_jax.inference.server.tokens import TokenTexts
-from pangu_jax.inference.server.tool_parsing import ToolCall, parse_tool_calls
-from pangu_jax.inference.server.tools import Tools, call_schema, either_schema, read_tools
+from pangu_jax.inference.chat_protocol.errors import ApiError
+from pangu_jax.inference.chat_protocol.fields import Fields
+from pangu_jax.inference.chat_protocol.messages import read_messages, render_messages
+from pangu_jax.inference.chat_protocol.tokens import TokenTexts
+from pangu_jax.inference.chat_protocol.tool_parsing import ToolCall, parse_tool_calls
+from pangu_jax.inference.chat_protocol.tools import Tools, call_schema, either_schema, read_tools
 
 if TYPE_CHECKING:
     from pangu_jax.weights.tokenizer_import import LoadedTokenizer

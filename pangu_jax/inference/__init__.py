@@ -1,6 +1,6 @@
 """Running a decoder: batches of requests, sampling, scoring, hidden states, serving."""
 
-from pangu_jax.inference.errors import RequestError, ServerClosed
+from pangu_jax.inference.errors import EngineBusy, RequestError, ServerClosed
 from pangu_jax.inference.request import (
     Completion,
     Delta,
@@ -13,6 +13,7 @@ from pangu_jax.inference.request import (
 __all__ = [
     "Completion",
     "Delta",
+    "EngineBusy",
     "Grammar",
     "Request",
     "RequestError",

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator
 
 from pangu_jax.inference.engine import Engine
-from pangu_jax.inference.errors import RequestError, ServerClosed
+from pangu_jax.inference.errors import ServerClosed
 from pangu_jax.inference.request import Completion, Delta, Request
 
 _IDLE_SECONDS = 0.5  # how often an idle thread looks whether it should end
@@ -129,10 +129,8 @@ class EngineThread:
     def _add(self, request: Request, listener: _Listener) -> None:
         try:
             self._engine.add(request)
-        except (RequestError, ServerClosed) as error:
+        except Exception as error:  # of this request, not of the engine
             listener.refuse(error)
-        except Exception as error:  # of one request, not of the engine
-            listener.refuse(RequestError(f"{type(error).__name__}: {error}"))
         else:
             self._listeners[request.id] = listener
             listener.accept()

@@ -21,7 +21,7 @@ from pangu_jax.inference import programs
 from pangu_jax.inference.config import EngineConfig
 from pangu_jax.inference.detokenize import IncrementalText
 from pangu_jax.inference.end_tokens import end_tokens
-from pangu_jax.inference.errors import RequestError, ServerClosed
+from pangu_jax.inference.errors import EngineBusy, RequestError, ServerClosed
 from pangu_jax.inference.forward import Chunk, create_pages
 from pangu_jax.inference.hidden_states import hidden_states
 from pangu_jax.inference.page_pool import OutOfPages, PagePool
@@ -264,7 +264,7 @@ class Engine:
         if request.id in self._done or request.id in ids:
             raise RequestError(f"Request id {request.id!r} is in use; give it another.")
         if self.config.waiting_limit and len(self._waiting) >= self.config.waiting_limit:
-            raise RequestError(
+            raise EngineBusy(
                 f"{len(self._waiting)} requests wait already (engine.waiting_limit="
                 f"{self.config.waiting_limit}); try again later."
             )

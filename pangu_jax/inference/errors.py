@@ -5,5 +5,9 @@ class RequestError(ValueError):
     """A request that cannot be served: its sampling, its length, its grammar or its adapter."""
 
 
+class EngineBusy(RequestError):
+    """Too many requests wait already; the same request may be served later."""
+
+
 class ServerClosed(RuntimeError):
     """The engine no longer takes requests."""

@@ -17,10 +17,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from pangu_jax.inference.chat_protocol.errors import ApiError, ServeError, closing, failed
+from pangu_jax.inference.chat_protocol.fields import load_json
+from pangu_jax.inference.chat_protocol.tokens import TokenTexts
 from pangu_jax.inference.interface import AsyncEngine
 from pangu_jax.inference.server import chunks, replies, sse
-from pangu_jax.inference.server.errors import ApiError, ServeError, closing, failed
-from pangu_jax.inference.server.fields import load_json
 from pangu_jax.inference.server.limits import Admission, Limits, check_key, read_body
 from pangu_jax.inference.server.protocol import (
     Call,
@@ -30,7 +31,6 @@ from pangu_jax.inference.server.protocol import (
     unknown_model,
 )
 from pangu_jax.inference.server.running import Running, until_gone
-from pangu_jax.inference.server.tokens import TokenTexts
 from pangu_jax.weights.tokenizer_import import LoadedTokenizer
 
 _log = logging.getLogger("pangu_jax.serve")

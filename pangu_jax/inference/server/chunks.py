@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from pangu_jax.inference import Delta, TokenLogprob
+from pangu_jax.inference.chat_protocol.tool_parsing import ToolCallReader
 from pangu_jax.inference.server.protocol import Call, Served
 from pangu_jax.inference.server.replies import (
     CompletionLogprobs,
@@ -14,7 +15,6 @@ from pangu_jax.inference.server.replies import (
     tool_call,
     usage,
 )
-from pangu_jax.inference.server.tool_parsing import ToolCallReader
 
 
 class Chunks(Protocol):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from starlette.requests import Request
 
-from pangu_jax.inference.server.errors import ApiError, ServeError, busy
+from pangu_jax.inference.chat_protocol.errors import ApiError, ServeError, busy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from pangu_jax.inference import Grammar, Request, RequestError, SamplingParams
+from pangu_jax.inference.chat_protocol.errors import ApiError
+from pangu_jax.inference.chat_protocol.fields import LARGEST, Fields, kind_of
+from pangu_jax.inference.chat_protocol.messages import encode, read_messages, render_messages
+from pangu_jax.inference.chat_protocol.tokens import TokenTexts
+from pangu_jax.inference.chat_protocol.tools import Tools, call_schema, either_schema, read_tools
 from pangu_jax.inference.request import MAX_LOGPROBS
-from pangu_jax.inference.server.errors import ApiError
-from pangu_jax.inference.server.fields import LARGEST, Fields, kind_of
 from pangu_jax.inference.server.limits import Limits
-from pangu_jax.inference.server.messages import encode, read_messages, render_messages
-from pangu_jax.inference.server.tokens import TokenTexts
-from pangu_jax.inference.server.tools import Tools, call_schema, either_schema, read_tools
 from pangu_jax.weights.tokenizer_import import LoadedTokenizer
 
 _BOTH = (

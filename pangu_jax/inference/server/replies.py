@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from pangu_jax.inference import Completion, TokenLogprob
+from pangu_jax.inference.chat_protocol.tokens import Offsets, TokenTexts
+from pangu_jax.inference.chat_protocol.tool_parsing import ToolCall, parse_tool_calls
 from pangu_jax.inference.server.protocol import Call, Served
-from pangu_jax.inference.server.tokens import Offsets, TokenTexts
-from pangu_jax.inference.server.tool_parsing import ToolCall, parse_tool_calls
 
 # JSON has no minus infinity; the protocol's stand-in for a token that cannot be.
 _IMPOSSIBLE = -9999.0

@@ -13,9 +13,9 @@ from collections.abc import Callable, Collection
 
 import uvicorn
 
+from pangu_jax.inference.chat_protocol.errors import ServeError
 from pangu_jax.inference.interface import AsyncEngine
 from pangu_jax.inference.server.app import Server
-from pangu_jax.inference.server.errors import ServeError
 from pangu_jax.inference.server.limits import Limits
 from pangu_jax.weights.tokenizer_import import LoadedTokenizer
 

@@ -10,9 +10,16 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
 
-from pangu_jax.inference import Completion, Delta, Request, RequestError, ServerClosed
+from pangu_jax.inference import (
+    Completion,
+    Delta,
+    EngineBusy,
+    Request,
+    RequestError,
+    ServerClosed,
+)
+from pangu_jax.inference.chat_protocol.errors import ApiError, closing, failed
 from pangu_jax.inference.interface import AsyncEngine
-from pangu_jax.inference.server.errors import ApiError, closing, failed
 from pangu_jax.inference.server.limits import Admission
 
 _log = logging.getLogger("pangu_jax.serve")
@@ -172,6 +179,8 @@ def _check(news: Delta | Completion) -> None:
 def _as_api_error(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, EngineBusy):
+        return ApiError(str(error), status=429, kind="rate_limit_error", code="rate_limit_exceeded")
     if isinstance(error, RequestError):
         return ApiError(str(error))
     if isinstance(error, ServerClosed):

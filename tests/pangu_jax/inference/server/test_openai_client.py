@@ -8,7 +8,7 @@ import openai
 import pytest
 from scripted_engine import RunningServer, Script, ScriptedEngine, byte_tokenizer, logprob, wait_for
 
-from pangu_jax.inference.server.tokens import TokenTexts
+from pangu_jax.inference.chat_protocol.tokens import TokenTexts
 
 HELLO = [{"role": "user", "content": "Hi"}]
 PROMPT = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"

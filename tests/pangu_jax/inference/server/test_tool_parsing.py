@@ -6,7 +6,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pangu_jax.inference.server.tool_parsing import ToolCall, ToolCallReader, parse_tool_calls
+from pangu_jax.inference.chat_protocol.tool_parsing import (
+    ToolCall,
+    ToolCallReader,
+    parse_tool_calls,
+)
 
 NAMES = ("get_weather", "math.add", "f")
 _json = st.recursive(

@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_engine import CHATML
 
-from pangu_jax.inference.server.fields import Fields
-from pangu_jax.inference.server.sse import dump_json
-from pangu_jax.inference.server.tokens import Offsets, TokenTexts
-from pangu_jax.inference.server.tools import (
+from pangu_jax.inference.chat_protocol.fields import Fields
+from pangu_jax.inference.chat_protocol.tokens import Offsets, TokenTexts
+from pangu_jax.inference.chat_protocol.tools import (
     call_schema,
     either_schema,
     history_as_text,
     read_tools,
     reads_tools,
 )
+from pangu_jax.inference.server.sse import dump_json
 from pangu_jax.weights.tokenizer_import import LoadedTokenizer, SpecialTokens
 
 POINT = {

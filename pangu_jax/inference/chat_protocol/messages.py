@@ -6,9 +6,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pangu_jax.inference.server.errors import ApiError
-from pangu_jax.inference.server.fields import Fields, kind_of
-from pangu_jax.inference.server.tools import Tools, history_as_text, reads_tools, with_system_text
+from pangu_jax.inference.chat_protocol.errors import ApiError
+from pangu_jax.inference.chat_protocol.fields import Fields, kind_of
+from pangu_jax.inference.chat_protocol.tools import (
+    Tools,
+    history_as_text,
+    reads_tools,
+    with_system_text,
+)
 from pangu_jax.weights.chat import render_chat
 from pangu_jax.weights.errors import WeightsError
 from pangu_jax.weights.tokenizer_import import LoadedTokenizer

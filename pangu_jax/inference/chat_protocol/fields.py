@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from pangu_jax.inference.server.errors import ApiError
+from pangu_jax.inference.chat_protocol.errors import ApiError
 
 LARGEST = 2**31 - 1
 _NAMES = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}

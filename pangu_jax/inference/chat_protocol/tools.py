@@ -14,9 +14,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pangu_jax.inference.server.errors import ApiError
-from pangu_jax.inference.server.fields import Fields
-from pangu_jax.inference.server.tool_parsing import CLOSE, OPEN
+from pangu_jax.inference.chat_protocol.errors import ApiError
+from pangu_jax.inference.chat_protocol.fields import Fields
+from pangu_jax.inference.chat_protocol.tool_parsing import CLOSE, OPEN
 
 MOST_TOOLS = 128
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
