@@ -12,11 +12,13 @@ Letters: I inputs of a weight, O outputs, both flattened; R rows.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Mode = Literal["weight_only", "dynamic"]
 MODES = get_args(Mode)
@@ -66,14 +68,36 @@ def quantize_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def int8_product(x: jax.Array, kernel: Int8Kernel) -> jax.Array:
-    """x (..., I...) times the kernel -> (..., O...), in the type of x."""
+    """x (..., I...) times the kernel -> (..., O...), in the type of x.
+
+    The gradient with respect to x is that of the product with the rounded weights, as if nothing
+    else were rounded (straight through); the kernel gets none.
+    """
     inputs = kernel.q.shape[1]
     axes = input_axes(kernel.shape, inputs)
-    rows = x.reshape(-1, inputs)
-    multiply = _dynamic if kernel.mode == "dynamic" else _weight_only
-    y = multiply(rows, kernel.q)
-    y = (y * kernel.scale).astype(x.dtype)
+    y = _product(kernel.mode, x.reshape(-1, inputs), kernel.q, kernel.scale)
     return y.reshape(*x.shape[: x.ndim - axes], *kernel.shape[axes:])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(mode: Mode, rows: jax.Array, q: jax.Array, scale: jax.Array) -> jax.Array:
+    """(R, I) times int8 (O, I), each output times its scale -> (R, O)."""
+    multiply = _dynamic if mode == "dynamic" else _weight_only
+    return (multiply(rows, q) * scale).astype(rows.dtype)
+
+
+def _product_forward(mode, rows, q, scale):
+    return _product(mode, rows, q, scale), (q, scale)
+
+
+def _product_backward(mode, residuals, dy):
+    del mode
+    q, scale = residuals
+    d_rows = (dy * scale).astype(dy.dtype) @ q.astype(dy.dtype)
+    return d_rows, np.zeros(q.shape, jax.dtypes.float0), jnp.zeros_like(scale)
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def input_axes(shape: tuple[int, ...], inputs: int) -> int:

@@ -167,3 +167,14 @@ def test_kernels_pass_through_jit_as_arguments():
         np.testing.assert_allclose(
             jitted(x, kernel), product(equation, x, kernel), rtol=1e-5, atol=1e-6
         )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_pass_straight_through_the_rounding_of_activations(mode):
+    draw = np.random.default_rng(3)
+    kernel = quantize(draw.normal(size=(12, 3, 4)).astype(np.float32), 1, mode)
+    x = draw.normal(size=(2, 5, 12)).astype(np.float32)
+    dy = draw.normal(size=(2, 5, 3, 4)).astype(np.float32)
+    found = jax.grad(lambda x: jnp.sum(int8_product(x, kernel) * dy))(x)
+    expected = np.einsum("btnh,inh->bti", dy, np.asarray(kernel.dequantized()))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
