@@ -298,7 +298,7 @@ class _Task:
     def take_base(self) -> Any:
         """Hands the base to the training state, which takes its memory over."""
         params, self.base_params = self.base_params, None
-        return params
+        return jax.tree.map(lambda x: x.astype(jnp.float32), params)
 
     def baseline(self, workdir: pathlib.Path, evaluate, say) -> dict[str, float]:
         """Held-out values of the base, worked out once in the life of a run."""

@@ -53,11 +53,15 @@ class Examples:
 def load_base(config: SftConfig, name: str | None = None) -> LoadedModel:
     """The base, or the model of that name, in the run's type and with the run's choices.
 
+    A base of which all parameters are trained is float32, whatever the run computes in.
+
     Raises:
       WeightsError: what `load_weights` refuses. FineTuneError: no tokenizer.
     """
+    trained = name is None and config.tune == "full"
     name = name or config.base
-    model = tiny_model() if name == "tiny" else load_weights(name, dtype=config.dtype)
+    dtype = "float32" if trained else config.dtype
+    model = tiny_model() if name == "tiny" else load_weights(name, dtype=dtype)
     if model.tokenizer is None:
         raise FineTuneError(
             f"{name} carries no tokenizer; put the tokenizer.json there that it was trained with."

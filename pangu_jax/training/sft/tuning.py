@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ from pangu_jax.models.config import DecoderConfig
 from pangu_jax.models.decoder import Decoder, DecoderOutput
 from pangu_jax.models.lora import Adapter, LoraConfig, bind, init_lora
 from pangu_jax.models.lora.bind import with_logical_axes
+from pangu_jax.models.lora.targets import get_target, target_specs
+from pangu_jax.models.projection import FlatKernel
 
 Params = dict[str, Any]
 
@@ -47,10 +50,27 @@ class Tuning:
 
         key: of the adapter's dropout in training; None: no dropout.
         """
-        dropout = self.lora is not None and self.lora.dropout > 0 and key is not None
-        return run_decoder(
-            self.config, self.variables(params, base), batch, {"dropout": key} if dropout else {}
-        )
+        if self.lora is None:
+            return run_decoder(self.config, self.variables(params, None), batch)
+        dropout = self.lora.dropout > 0 and key is not None
+        variables = self.variables(params, _flat_kernels(self.config, base))
+        return run_decoder(self.config, variables, batch, {"dropout": key} if dropout else {})
+
+
+def _flat_kernels(config: DecoderConfig, base: Params) -> Params:
+    """The base with its kernels as matrices; a change of shape inside a program costs nothing.
+
+    Without a gradient to form in their own order, plain products do, whose results the 'products'
+    policy of rematerialisation can keep: a step of SmolLM2-135M took a fifth less on a CPU.
+    """
+    base = jax.tree.map(lambda x: x, base)
+    for name, spec in target_specs(config).items():
+        held = get_target(base, name)
+        kernel = held["kernel"]
+        if isinstance(kernel, jax.Array):
+            matrix = kernel.reshape(config.num_layers, math.prod(spec.inputs), -1)
+            held["kernel"] = FlatKernel(matrix, kernel.shape[1:])
+    return base
 
 
 def run_decoder(config, variables, batch, rngs=None) -> DecoderOutput:

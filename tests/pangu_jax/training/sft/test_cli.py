@@ -56,7 +56,7 @@ def test_a_continued_run_equals_one_in_one_go_and_can_be_evaluated(tmp_path):
         done = launch(CONFIG, f"--config.train.steps={steps}", "--config.train.optimizer.schedule="
                       "constant", workdir=tmp_path / "parts")  # fmt: skip
         assert done.returncode == 0, done.stderr
-    assert "Continuing from step 4 of 8" in done.stdout
+    assert "Continuing from step 4 of 8" in done.stderr
     launch(CONFIG, "--config.train.steps=8", "--config.train.optimizer.schedule=constant",
            workdir=tmp_path / "whole")  # fmt: skip
     a, b = (load_weights(tmp_path / name / "model").params for name in ("parts", "whole"))

@@ -163,7 +163,8 @@ def test_preferences_with_the_reference_in_the_step_or_cached(tmp_path, tune):
     assert last["loss"] < np.log(2) and last["reward_margin"] > 0
     for a, b in zip(values(tmp_path / "step"), values(tmp_path / "cached"), strict=True):
         assert a[:2] == b[:2]
-        for name in a[2]:
+        # Where policy and reference are equal but for rounding, the sign of a margin means nothing.
+        for name in a[2].keys() - {"reward_accuracy"}:
             np.testing.assert_allclose(a[2][name], b[2][name], rtol=2e-3, atol=2e-4, err_msg=name)
 
 
