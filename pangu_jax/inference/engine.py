@@ -18,16 +18,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from pangu_jax.inference import programs
+from pangu_jax.inference.batch import (
+    at_least,
+    block_tables,
+    choice_of,
+    column,
+    joined,
+    keep_prompt_logprobs,
+    logprob_at,
+)
 from pangu_jax.inference.config import EngineConfig
 from pangu_jax.inference.detokenize import IncrementalText
 from pangu_jax.inference.end_tokens import end_tokens
 from pangu_jax.inference.errors import EngineBusy, RequestError, ServerClosed
 from pangu_jax.inference.forward import Chunk, create_pages
 from pangu_jax.inference.hidden_states import hidden_states
-from pangu_jax.inference.page_pool import OutOfPages, PagePool
-from pangu_jax.inference.request import Completion, Delta, FinishReason, Request, TokenLogprob
+from pangu_jax.inference.request import Completion, Delta, FinishReason, Request
 from pangu_jax.inference.row import Row
-from pangu_jax.inference.sampling import Chosen, Features, RowSampling, Seen
+from pangu_jax.inference.sampling import Chosen, Features
+from pangu_jax.inference.schedule import Schedule
 from pangu_jax.inference.weights import prepare_weights
 from pangu_jax.models.config import DecoderConfig
 from pangu_jax.models.lora import Adapter, fingerprint, layer_slice, select, stack
@@ -35,18 +44,6 @@ from pangu_jax.weights import LoadedModel
 from pangu_jax.weights.tokenizer_import import LoadedTokenizer
 
 _CHUNKS_IN_A_ROW = 4
-
-
-@dataclasses.dataclass
-class Statistics:
-    """What an engine has done so far, in tokens and dispatches."""
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    prefill_dispatches: int = 0
-    decode_dispatches: int = 0
-    preemptions: int = 0
 
 
 class Engine:
@@ -86,10 +83,9 @@ class Engine:
             self._adapters = tuple(
                 layer_slice(stacked, layer) for layer in range(model.config.num_layers)
             )
-        self.statistics = Statistics()
+        self._schedule = Schedule(config)
+        self.statistics = self._schedule.statistics
         self._grammars: Any = None
-        self._waiting: collections.deque[Row] = collections.deque()
-        self._running: list[Row] = []  # in order of arrival
         self._done: dict[str, Completion] = {}
         self._closed = False
         self._chunks_in_a_row = 0
@@ -99,7 +95,7 @@ class Engine:
         config = self.config
         dtype = None if config.cache_dtype == "auto" else config.cache_dtype
         self._pages = create_pages(self.model, config.pages, config.page_size, dtype)
-        self._pool = PagePool(config.pages, config.page_size, prefix_caching=config.prefix_caching)
+        self._schedule.clear_pages()
 
     # ------------------------------------------------------------------ requests in and out
 
@@ -115,7 +111,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Whether nothing runs or waits."""
-        return not self._running and not self._waiting
+        return self._schedule.idle
 
     def add(self, request: Request) -> None:
         """Queues a request.
@@ -132,7 +128,7 @@ class Engine:
         sampling = request.sampling
         room = self.context_length - len(request.prompt_ids)
         limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
-        self._waiting.append(
+        self._schedule.waiting.append(
             Row(
                 request=request, limit=limit, page_size=self.config.page_size,
                 text=IncrementalText(self.tokenizer.tokenizer, sampling.stop),
@@ -142,11 +138,10 @@ class Engine:
 
     def cancel(self, request_id: str) -> Delta | None:
         """Ends a request; its last news, or None where it is not here (any more)."""
-        for rows in (self._running, self._waiting):
-            for row in rows:
-                if row.request.id == request_id:
-                    return self._finish(row, Delta(id=request_id, finish_reason="cancelled"))
-        return None
+        row = self._schedule.find(request_id)
+        if row is None:
+            return None
+        return self._finish(row, Delta(id=request_id, finish_reason="cancelled"))
 
     def take(self, request_id: str) -> Completion:
         """The completion of a finished request, which the engine then forgets.
@@ -189,7 +184,7 @@ class Engine:
         mine: set[str] = set()
         try:
             while queue or mine:
-                while queue and len(self._waiting) < ahead:
+                while queue and len(self._schedule.waiting) < ahead:
                     request = queue.popleft()
                     try:
                         self.add(request)
@@ -260,12 +255,11 @@ class Engine:
                 f"Request {request.id!r} gives an adapter the weight {odd[0]!r}; a finite number "
                 "is needed."
             )
-        ids = (row.request.id for rows in (self._running, self._waiting) for row in rows)
-        if request.id in self._done or request.id in ids:
+        if request.id in self._done or self._schedule.find(request.id) is not None:
             raise RequestError(f"Request id {request.id!r} is in use; give it another.")
-        if self.config.waiting_limit and len(self._waiting) >= self.config.waiting_limit:
+        if self.config.waiting_limit and len(self._schedule.waiting) >= self.config.waiting_limit:
             raise EngineBusy(
-                f"{len(self._waiting)} requests wait already (engine.waiting_limit="
+                f"{len(self._schedule.waiting)} requests wait already (engine.waiting_limit="
                 f"{self.config.waiting_limit}); try again later."
             )
 
@@ -286,12 +280,12 @@ class Engine:
         Prompts go first, so that many rows decode together, but only so often in a row that
         requests which are being answered are not kept waiting.
         """
-        self._admit()
+        self._schedule.admit()
         news: list[Delta] = []
         try:
             news += self._find_masks()
-            reading = [row for row in self._running if not row.decoding]
-            ready = [row for row in self._running if row.decoding]
+            reading = [row for row in self._schedule.running if not row.decoding]
+            ready = [row for row in self._schedule.running if row.decoding]
             if reading and (not ready or self._chunks_in_a_row < _CHUNKS_IN_A_ROW):
                 self._chunks_in_a_row += 1
                 news += self._prefill(reading)
@@ -308,7 +302,7 @@ class Engine:
     def _find_masks(self) -> list[Delta]:
         """Asks every grammar that moved on what may come next; ends the rows whose cannot say."""
         news = []
-        for row in list(self._running):
+        for row in list(self._schedule.running):
             if row.grammar is not None and row.mask is None:
                 try:
                     row.mask = row.grammar.mask()
@@ -318,7 +312,7 @@ class Engine:
 
     def _fail(self, error: Exception) -> list[Delta]:
         text = f"{type(error).__name__}: {error}"
-        rows, self._running = self._running, []
+        rows, self._schedule.running = self._schedule.running, []
         for row in rows:
             row.pages = []
             self._done[row.request.id] = row.completion("error", text)
@@ -327,44 +321,12 @@ class Engine:
             raise error
         return [Delta(id=row.request.id, finish_reason="error", error=text) for row in rows]
 
-    def _admit(self) -> None:
-        reading = {
-            key for row in self._running if not row.decoding for key in row.keys()[row.published :]
-        }
-        passed_over = []
-        while self._waiting and len(self._running) < self.config.max_rows:
-            row = self._waiting.popleft()
-            keys = row.reusable() if self.config.prefix_caching else []
-            pages = self._pool.match(keys)
-            if len(pages) < len(keys) and keys[len(pages)] in reading:
-                # Another request is just computing this very prefix: wait for its pages.
-                self._pool.release(pages)
-                passed_over.append(row)
-                continue
-            # Room for all of the prompt: half-read prompts that wait for each other are no use.
-            missing = self._pool.pages_for(row.length) - len(pages)
-            if missing > self._pool.available:
-                self._pool.release(pages)
-                self._waiting.appendleft(row)
-                break
-            row.pages = pages + self._pool.take(missing)
-            row.computed = len(pages) * self.config.page_size
-            row.published = len(pages)
-            if row.cached is None:
-                row.cached = row.computed
-                self.statistics.cached_tokens += row.computed
-                self.statistics.prompt_tokens += len(row.request.prompt_ids)
-                row.started = row.started or _now()
-            self._running.append(row)
-            reading |= set(row.keys()[row.published :])
-        self._waiting.extendleft(reversed(passed_over))
-
     def _prefill(self, rows: list[Row]) -> list[Delta]:
         budget = self.config.prefill_tokens
         longest = max(row.length - row.computed for row in rows)
-        width = min(_at_least(longest, 16), budget)
+        width = min(at_least(longest, 16), budget)
         rows = rows[: max(budget // width, 1)]
-        size = _at_least(len(rows), 1)
+        size = at_least(len(rows), 1)
         counts = [min(row.length - row.computed, width) for row in rows]
         tokens = np.zeros((size, width), np.int32)
         targets = np.zeros((size, width), np.int32)
@@ -375,12 +337,12 @@ class Engine:
             targets[index, : len(following)] = following
         chunk = Chunk(
             tokens,
-            _column([row.computed for row in rows], size),
-            _column(counts, size),
-            self._tables(rows, size, [r.computed + width for r in rows]),
+            column([row.computed for row in rows], size),
+            column(counts, size),
+            self._tables(rows, size, width),
         )
         # Only rows whose prompt ends here choose a token.
-        features, choice = self._choice(rows, size)
+        features, choice = choice_of(rows, size, self.model.vocab_size)
         top = -1
         if any(scored):
             asked = [r.request.sampling for r, s in zip(rows, scored, strict=True) if s]
@@ -395,9 +357,9 @@ class Engine:
         news = []
         for index, (row, count) in enumerate(zip(rows, counts, strict=True)):
             if scored[index]:
-                _keep_prompt_logprobs(row, found, index, count)
+                keep_prompt_logprobs(row, found, index, count)
             row.computed += count
-            self._publish(row)
+            self._schedule.publish(row)
             if row.computed < row.length:
                 continue
             if row.remaining <= 0:
@@ -411,23 +373,23 @@ class Engine:
 
     def _decode(self, rows: list[Row]) -> list[Delta]:
         steps = 1 if any(row.grammar is not None for row in rows) else self.config.decode_steps
-        rows = self._make_room(rows, steps)
+        rows = self._schedule.make_room(rows, steps)
         if not rows:
             return []
-        size = _at_least(len(rows), 1)
+        size = at_least(len(rows), 1)
         stops = [self._stop_ids(row) for row in rows]
-        stop_ids = np.full((size, _at_least(max(map(len, stops)), 1)), -1, np.int32)
+        stop_ids = np.full((size, at_least(max(map(len, stops)), 1)), -1, np.int32)
         for index, ids in enumerate(stops):
             stop_ids[index, : len(ids)] = ids
-        features, choice = self._choice(rows, size)
+        features, choice = choice_of(rows, size, self.model.vocab_size)
         done = programs.decode(
             self.model, features, steps, self.weights, self._pages,
             programs.Rows(
-                _column([row.tokens(row.computed, row.length)[0] for row in rows], size),
-                _column([row.computed for row in rows], size),
-                _column([row.remaining for row in rows], size),
+                column([row.tokens(row.computed, row.length)[0] for row in rows], size),
+                column([row.computed for row in rows], size),
+                column([row.remaining for row in rows], size),
                 stop_ids,
-                self._tables(rows, size, [r.computed + steps for r in rows]),
+                self._tables(rows, size, steps),
             ),
             choice, self._bound(rows, size),
         )  # fmt: skip
@@ -445,8 +407,8 @@ class Engine:
                 if deltas[-1].finish_reason is not None:
                     break
             else:
-                self._publish(row)
-            news.append(_joined(deltas))
+                self._schedule.publish(row)
+            news.append(joined(deltas))
         return news
 
     # ------------------------------------------------------------------ parts of a turn
@@ -455,7 +417,7 @@ class Engine:
         token = int(chosen.token[at])
         logprob = None
         if row.request.sampling.logprobs is not None:
-            logprob = _logprob(chosen, at, row.request.sampling.logprobs)
+            logprob = logprob_at(chosen, at, row.request.sampling.logprobs)
         if row.grammar is not None:
             row.mask = None
             try:
@@ -476,76 +438,15 @@ class Engine:
 
     def _finish(self, row: Row, delta: Delta) -> Delta:
         reason: FinishReason = delta.finish_reason
-        self._pool.release(row.pages)
-        row.pages = []
-        # By identity: rows are compared field by field otherwise.
-        self._running = [other for other in self._running if other is not row]
-        self._waiting = collections.deque(other for other in self._waiting if other is not row)
+        self._schedule.publish(row)
+        self._schedule.remove(row)
         self._done[row.request.id] = row.completion(reason, delta.error)
         return delta
 
-    def _publish(self, row: Row) -> None:
-        full = row.computed // self.config.page_size
-        if full > row.published:
-            keys = row.keys()
-            for index in range(row.published, full):
-                self._pool.publish(row.pages[index], keys[index])
-            row.published = full
-
-    def _make_room(self, rows: list[Row], steps: int) -> list[Row]:
-        """Rows with pages for their next tokens; where there are none, the youngest give way."""
-        kept = []
-        for row in rows:
-            if not any(row is other for other in self._running):
-                continue  # gave way to an older one
-            wanted = self._pool.pages_for(row.computed + min(steps, row.remaining))
-            while True:
-                try:
-                    row.pages += self._pool.take(max(wanted - len(row.pages), 0))
-                    kept.append(row)
-                    break
-                except OutOfPages:
-                    youngest = self._running[-1]
-                    self._put_back(youngest)
-                    if youngest is row:
-                        break
-        return kept
-
-    def _put_back(self, row: Row) -> None:
-        self.statistics.preemptions += 1
-        self._pool.release(row.pages)
-        row.pages, row.computed, row.published = [], 0, 0
-        self._running = [other for other in self._running if other is not row]
-        self._waiting.appendleft(row)
-
-    def _tables(self, rows: list[Row], size: int, ends: list[int]) -> np.ndarray:
-        """Block tables, as wide as the longest of `ends` needs; what a row lacks is page 0."""
-        wide = min(_at_least(self._pool.pages_for(max(ends)), 4), self.config.pages_per_row)
-        tables = np.zeros((size, wide), np.int32)
-        for index, row in enumerate(rows):
-            tables[index, : len(row.pages)] = row.pages[:wide]
-        return tables
-
-    def _choice(self, rows: list[Row], size: int) -> tuple[Features, programs.Choice]:
-        asked = [row.request.sampling for row in rows]
-        features = Features.of(asked)
-        seen = mask = None
-        vocabulary = self.model.vocab_size
-        if features.penalties:
-            prompts = np.zeros((size, vocabulary), bool)
-            counts = np.zeros((size, vocabulary), np.int32)
-            for index, row in enumerate(rows):
-                found = row.seen(vocabulary)
-                if found is not None:
-                    prompts[index], counts[index] = found
-            seen = Seen(prompts, counts)
-        if features.mask:
-            mask = np.full((size, -(-vocabulary // 32)), 0xFFFFFFFF, np.uint32)
-            for index, row in enumerate(rows):
-                if row.mask is not None:
-                    mask[index] = row.mask
-        generated = _column([len(row.generated) for row in rows], size)
-        return features, programs.Choice(RowSampling.of(asked, size), generated, seen, mask)
+    def _tables(self, rows: list[Row], size: int, new: int) -> np.ndarray:
+        end = max(row.computed for row in rows) + new
+        pages = self._schedule.pool.pages_for(end)
+        return block_tables(rows, size, pages, self.config.pages_per_row)
 
     def _bound(self, rows: list[Row], size: int) -> programs.Adapters | None:
         if not any(weight for row in rows for _, weight in row.request.adapters):
@@ -556,52 +457,5 @@ class Engine:
         )
 
 
-def _now() -> float:
-    import time
-
-    return time.perf_counter()
-
-
-def _at_least(value: int, least: int) -> int:
-    """The least power of two times `least` that is not below `value`."""
-    while least < value:
-        least *= 2
-    return least
-
-
-def _column(values: list[int], size: int) -> np.ndarray:
-    return np.asarray([*values, *[0] * (size - len(values))], np.int32)
-
-
-def _logprob(chosen: Chosen, at: tuple[int, ...], top: int) -> TokenLogprob:
-    best = ()
-    if top and chosen.top_ids is not None:
-        best = tuple(
-            (int(i), float(x))
-            for i, x in zip(chosen.top_ids[at][:top], chosen.top_logprobs[at][:top], strict=True)
-        )
-    return TokenLogprob(int(chosen.token[at]), float(chosen.logprob[at]), best)
-
-
-def _keep_prompt_logprobs(row: Row, found: Chosen, index: int, count: int) -> None:
-    sampling = row.request.sampling
-    for position in range(count):
-        token = row.computed + position + 1  # whose log-probability stands at this position
-        expected = sampling.prompt_logprobs_from + len(row.prompt_logprobs)
-        if token == expected and token < len(row.request.prompt_ids):
-            row.prompt_logprobs.append(_logprob(found, (index, position), sampling.logprobs or 0))
-
-
 def _error(row: Row, error: Exception) -> Delta:
     return Delta(id=row.request.id, finish_reason="error", error=str(error))
-
-
-def _joined(deltas: list[Delta]) -> Delta:
-    last = deltas[-1]
-    return dataclasses.replace(
-        last,
-        text="".join(delta.text for delta in deltas),
-        token_ids=tuple(t for delta in deltas for t in delta.token_ids),
-        logprobs=tuple(x for delta in deltas for x in delta.logprobs),
-        cached_tokens=max(delta.cached_tokens for delta in deltas),
-    )

@@ -97,7 +97,7 @@ def test_any_schedule_gives_what_each_request_gives_alone(schedule, caching, wit
     sampling here, so that few are compiled; alone, each request had only its own.
     """
     engine = engine_of(prefix_caching=caching, **_SCHEDULED)
-    held = engine._pool.take(withheld)
+    held = engine._schedule.pool.take(withheld)
     requests = [
         dataclasses.replace(POOL[which], id=f"{number}")
         for number, (which, _) in enumerate(schedule)
@@ -121,7 +121,7 @@ def test_any_schedule_gives_what_each_request_gives_alone(schedule, caching, wit
     assert statistics.prompt_tokens == sum(len(r.prompt_ids) for r in requests)
     assert statistics.cached_tokens == sum(c.cached_tokens for c in done.values())
     assert statistics.generated_tokens == sum(len(c.token_ids) for c in done.values())
-    assert engine.idle and engine._pool.used == len(held)
+    assert engine.idle and engine._schedule.pool.used == len(held)
 
 
 def test_requests_give_way_when_pages_run_out_and_start_anew():

@@ -48,7 +48,7 @@ def test_stop_ids_at_every_place_of_a_dispatch(engine, answer, place):
     assert done.token_ids == answer.token_ids[: end + 1] and done.finish_reason == "stop"
     tokenizer = tiny_model().tokenizer.tokenizer
     assert done.text == tokenizer.decode(list(done.token_ids[:-1]))
-    assert engine._pool.used == 0
+    assert engine._schedule.pool.used == 0
 
 
 def test_stop_texts_are_cut_off(engine, answer):
@@ -182,7 +182,7 @@ def test_cancelling_frees_pages_and_leaves_the_others_alone(engine, answer):
     assert done[0].token_ids == answer.token_ids[: len(done[0].token_ids)]
     for completion in done[1:5]:
         assert_same(completion, answer)
-    assert engine._pool.used == 0
+    assert engine._schedule.pool.used == 0
 
 
 def _breaks(program, error):
@@ -243,7 +243,7 @@ def test_completions_come_as_they_finish_and_leaving_early_cancels_the_rest(engi
     rest = engine.completions(asked)
     assert next(rest).id == "short"
     rest.close()
-    assert engine.idle and engine._pool.used == 0
+    assert engine.idle and engine._schedule.pool.used == 0
     assert_same(ask(engine, "long"), answer)
 
 
@@ -305,7 +305,7 @@ def test_a_grammar_that_gets_stuck_ends_its_own_request_alone(engine, answer):
     assert_same(done["free"], answer)
     assert done["stuck"].finish_reason == "error"
     assert done["stuck"].error and done["stuck"].text == "a"
-    assert engine._pool.used == 0
+    assert engine._schedule.pool.used == 0
 
 
 def test_sampling_values_that_mean_nothing_are_refused():
