@@ -4,7 +4,7 @@
     python launch.py --config=configs/pangu/sft.py:own_chats --workdir=runs/own_chats \
         --config.data.train=chats.jsonl
 
-`tiny` needs no files; all others tune SmolLM2-135M-Instruct (--config.base takes any GGUF file or
+`tiny` and `debug` need no files; all others tune SmolLM2-135M-Instruct (--config.base takes any GGUF file or
 Hugging Face folder) on files that you name. Formats and objectives: docs/fine_tuning.md. Needs the
 `weights` extra.
 """
@@ -18,14 +18,14 @@ from pangu_jax.training.sft.config import BUILT_IN_DATA, SftConfig
 
 VARIANTS = {
     "own_chats": Variant("LoRA on your chats (data.train)", "depends on the chats",
-                         "lower held-out loss"),
-    "lora": Variant("the same, rank 16, one epoch", "depends on the chats", "lower held-out loss"),
-    "full": Variant("all parameters on your chats", "depends on the chats", "lower held-out loss"),
-    "dpo": Variant("LoRA on pairs of a better and a worse answer", "depends on the pairs",
-                   "growing reward margin"),
-    "distill": Variant("LoRA towards a teacher's distribution", "depends on the chats",
-                       "falling divergence"),
-    "tiny": Variant("a random model of width 32 on built-in sums", "under 1 min", "runs through"),
+                         "held-out loss below the base's"),
+    "lora": Variant("the same, rank 16, one epoch", "not measured", "not measured"),
+    "full": Variant("all parameters on your chats", "not measured", "not measured"),
+    "dpo": Variant("LoRA on pairs of a better and a worse answer", "not measured", "not measured"),
+    "distill": Variant("LoRA towards distill.teacher", "not measured", "not measured"),
+    "tiny": Variant("a random model of width 32 on built-in sums", "under 1 min",
+                    "held-out loss 5.66 before, 0.37 after"),
+    "debug": Variant("8 steps of it", "under 1 min", "runs through"),
 }  # fmt: skip
 
 
@@ -49,14 +49,14 @@ def sft_config(variant: str) -> SftConfig:
         )
     if variant == "distill":
         return dataclasses.replace(config, objective="distill")
-    if variant == "tiny":
+    if variant in ("tiny", "debug"):
         optimizer = dataclasses.replace(optimizer, learning_rate=1e-2, warmup_steps=2)
         return dataclasses.replace(
             config, base="tiny", seq_len=128, batch_rows=4, tune="full", remat="none",
             data=dataclasses.replace(config.data, train=BUILT_IN_DATA, held_out_fraction=0.1),
             lora=LoraConfig(rank=4),
             train=dataclasses.replace(
-                train, steps=40, log_every=5, eval_every=20, checkpoint_every=10,
+                train, steps=40 if variant == "tiny" else 8, log_every=5, eval_every=20, checkpoint_every=10,
                 quick_compile=True, optimizer=optimizer,
             ),
         )  # fmt: skip
