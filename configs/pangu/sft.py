@@ -4,9 +4,9 @@
     python launch.py --config=configs/pangu/sft.py:own_chats --workdir=runs/own_chats \
         --config.data.train=chats.jsonl
 
-`tiny` and `debug` need no files; all others tune SmolLM2-135M-Instruct (--config.base takes any GGUF file or
-Hugging Face folder) on files that you name. Formats and objectives: docs/fine_tuning.md. Needs the
-`weights` extra.
+`tiny` and `debug` need no files; all others tune SmolLM2-135M-Instruct (--config.base takes any
+GGUF file or Hugging Face folder) on files that you name. Formats and objectives:
+docs/fine_tuning.md. Needs the `weights` extra.
 """
 
 import dataclasses
@@ -56,8 +56,8 @@ def sft_config(variant: str) -> SftConfig:
             data=dataclasses.replace(config.data, train=BUILT_IN_DATA, held_out_fraction=0.1),
             lora=LoraConfig(rank=4),
             train=dataclasses.replace(
-                train, steps=40 if variant == "tiny" else 8, log_every=5, eval_every=20, checkpoint_every=10,
-                quick_compile=True, optimizer=optimizer,
+                train, steps=40 if variant == "tiny" else 8, log_every=5, eval_every=20,
+                checkpoint_every=10, quick_compile=True, optimizer=optimizer,
             ),
         )  # fmt: skip
     return config
