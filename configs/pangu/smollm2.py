@@ -19,10 +19,13 @@ VARIANTS = {
     "float32": Variant("weights as they are", "4 s to load", "the numbers of transformers"),
     "int8_dynamic": Variant("int8 weights and activations", "4 s to load", "docs/inference.md"),
     "bfloat16": Variant("half the memory of float32", "4 s to load", "docs/inference.md"),
+    "debug": Variant("int8, eight tokens, a small cache", "4 s to load", "runs through"),
 }
 
 
 def get_config(variant: str = "int8"):
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
+    if variant == "debug":
+        return as_config_dict(_inference.debug())
     return as_config_dict(_inference.config(weights=variant))

@@ -46,13 +46,27 @@ def keep_prompt_logprobs(row: Row, found: Chosen, index: int, count: int) -> Non
             row.prompt_logprobs.append(logprob_at(found, (index, position), sampling.logprobs or 0))
 
 
-def block_tables(rows: Sequence[Row], size: int, pages: int, most: int) -> np.ndarray:
-    """int32 (size, M), M at least `pages` and at most `most`; what a row lacks is page 0."""
-    wide = min(at_least(pages, 4), most)
-    tables = np.zeros((size, wide), np.int32)
+def block_tables(rows: Sequence[Row], size: int, pages: int) -> np.ndarray:
+    """int32 (size, pages); what a row lacks is page 0.
+
+    Always as wide as the longest row could need: attention follows the lengths, not the width, and
+    another width would be another program to compile.
+    """
+    tables = np.zeros((size, pages), np.int32)
     for index, row in enumerate(rows):
-        tables[index, : len(row.pages)] = row.pages[:wide]
+        tables[index, : len(row.pages)] = row.pages
     return tables
+
+
+def chunk_width(longest: int, budget: int) -> int:
+    """Positions per row of a chunk: one of a few, so that few programs are compiled.
+
+    Longer prompts are read in several chunks of 128, or of the whole budget where they fill it.
+    """
+    for width in (32, 64, 128):
+        if longest <= width:
+            return min(width, budget)
+    return budget if longest >= budget else min(128, budget)
 
 
 def choice_of(rows: Sequence[Row], size: int, vocabulary: int) -> tuple[Features, programs.Choice]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -22,11 +21,13 @@ from pangu_jax.inference.batch import (
     at_least,
     block_tables,
     choice_of,
+    chunk_width,
     column,
     joined,
     keep_prompt_logprobs,
     logprob_at,
 )
+from pangu_jax.inference.checks import check_request
 from pangu_jax.inference.config import EngineConfig
 from pangu_jax.inference.detokenize import IncrementalText
 from pangu_jax.inference.end_tokens import end_tokens
@@ -93,7 +94,11 @@ class Engine:
 
     def _reset_cache(self) -> None:
         config = self.config
-        dtype = None if config.cache_dtype == "auto" else config.cache_dtype
+        dtype = config.cache_dtype
+        if dtype == "auto":
+            dtype = self.model.dtype
+            if dtype == "bfloat16" and jax.default_backend() == "cpu":
+                dtype = "float32"  # XLA on CPU would convert whole pools in every layer
         self._pages = create_pages(self.model, config.pages, config.page_size, dtype)
         self._schedule.clear_pages()
 
@@ -221,45 +226,16 @@ class Engine:
         )  # fmt: skip
 
     def _check(self, request: Request) -> None:
-        prompt = request.prompt_ids
-        if not prompt:
-            raise RequestError(f"Request {request.id!r} has an empty prompt; give it a token.")
-        if min(prompt) < 0 or max(prompt) >= self.model.vocab_size:
-            raise RequestError(
-                f"Request {request.id!r} holds token {max(prompt)} (least {min(prompt)}), but the "
-                f"vocabulary is 0 to {self.model.vocab_size - 1}: it was made by another tokenizer."
-            )
-        # A prompt that is only read may fill the context.
-        most = self.context_length - (request.sampling.max_tokens != 0)
-        if len(prompt) > most:
-            raise RequestError(
-                f"Request {request.id!r} has a prompt of {len(prompt)} tokens; the context holds "
-                f"{self.context_length}, so at most {most} fit. Shorten it, or raise "
-                "engine.context_length."
-            )
-        start = request.sampling.prompt_logprobs_from
-        if start is not None and start > len(prompt):
-            raise RequestError(
-                f"Request {request.id!r}: prompt_logprobs_from={start} lies beyond its prompt of "
-                f"{len(prompt)} tokens."
-            )
-        unknown = [name for name, _ in request.adapters if name not in self.adapter_names]
-        if unknown:
-            raise RequestError(
-                f"Request {request.id!r} names adapter {unknown[0]!r}; loaded are: "
-                f"{', '.join(self.adapter_names) or '(none)'}."
-            )
-        odd = [weight for _, weight in request.adapters if not math.isfinite(weight)]
-        if odd:
-            raise RequestError(
-                f"Request {request.id!r} gives an adapter the weight {odd[0]!r}; a finite number "
-                "is needed."
-            )
+        check_request(
+            request, vocab_size=self.model.vocab_size, context_length=self.context_length,
+            adapters=self.adapter_names,
+        )  # fmt: skip
         if request.id in self._done or self._schedule.find(request.id) is not None:
             raise RequestError(f"Request id {request.id!r} is in use; give it another.")
-        if self.config.waiting_limit and len(self._schedule.waiting) >= self.config.waiting_limit:
+        waiting = len(self._schedule.waiting)
+        if self.config.waiting_limit and waiting >= self.config.waiting_limit:
             raise EngineBusy(
-                f"{len(self._schedule.waiting)} requests wait already (engine.waiting_limit="
+                f"{waiting} requests wait already (engine.waiting_limit="
                 f"{self.config.waiting_limit}); try again later."
             )
 
@@ -324,7 +300,7 @@ class Engine:
     def _prefill(self, rows: list[Row]) -> list[Delta]:
         budget = self.config.prefill_tokens
         longest = max(row.length - row.computed for row in rows)
-        width = min(at_least(longest, 16), budget)
+        width = chunk_width(longest, budget)
         rows = rows[: max(budget // width, 1)]
         size = at_least(len(rows), 1)
         counts = [min(row.length - row.computed, width) for row in rows]
@@ -339,7 +315,7 @@ class Engine:
             tokens,
             column([row.computed for row in rows], size),
             column(counts, size),
-            self._tables(rows, size, width),
+            block_tables(rows, size, self.config.pages_per_row),
         )
         # Only rows whose prompt ends here choose a token.
         features, choice = choice_of(rows, size, self.model.vocab_size)
@@ -389,7 +365,7 @@ class Engine:
                 column([row.computed for row in rows], size),
                 column([row.remaining for row in rows], size),
                 stop_ids,
-                self._tables(rows, size, steps),
+                block_tables(rows, size, self.config.pages_per_row),
             ),
             choice, self._bound(rows, size),
         )  # fmt: skip
@@ -442,11 +418,6 @@ class Engine:
         self._schedule.remove(row)
         self._done[row.request.id] = row.completion(reason, delta.error)
         return delta
-
-    def _tables(self, rows: list[Row], size: int, new: int) -> np.ndarray:
-        end = max(row.computed for row in rows) + new
-        pages = self._schedule.pool.pages_for(end)
-        return block_tables(rows, size, pages, self.config.pages_per_row)
 
     def _bound(self, rows: list[Row], size: int) -> programs.Adapters | None:
         if not any(weight for row in rows for _, weight in row.request.adapters):

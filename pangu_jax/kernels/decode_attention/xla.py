@@ -24,14 +24,17 @@ _MOST_LOGITS = 2**20
 def turn_pages(batch: int, query_rows: int, page: int, pages: int) -> int:
     """Pages of a row that a turn works on.
 
-    On CPU a turn takes about 2,048 slots over all rows (measured: docs/kernels.md), fewer where
-    there are many queries; the 65,536 for other devices are not measured.
+    On CPU a turn takes about 2,048 slots over all rows (measured: docs/kernels.md), at most 512 of
+    each, so that a short row in a wide table is cheap, and fewer where there are many queries; the
+    65,536 for other devices are not measured.
 
     Args:
       batch: rows B. query_rows: N * C. page: slots of a page. pages: pages M of a row.
     """
     slots = 2048 if current_platform() == "cpu" else 65536
     slots = min(slots, _MOST_LOGITS // query_rows) // batch
+    if current_platform() == "cpu":
+        slots = min(slots, 512)
     return max(1, min(pages, slots // page))
 
 

@@ -33,7 +33,7 @@ def test_completions_equal_the_full_forward_pass(variant):
         assert_right(asked, completion, tiny_model(variant))
 
 
-@pytest.mark.parametrize("budget", [1, 5, 64])
+@pytest.mark.parametrize("budget", [1, 5, 128])
 def test_chunks_of_any_size_and_prompts_read_together(budget):
     engine = engine_of(prefill_tokens=budget, page_size=4)
     requests = [
@@ -42,8 +42,8 @@ def test_chunks_of_any_size_and_prompts_read_together(budget):
     done = engine.generate(requests)
     for asked, completion in zip(requests, done, strict=True):
         assert_right(asked, completion, tiny_model())
-    # 64 tokens hold all four prompts, 16 wide each.
-    expected = {1: 3 + 11 + 14 + 16, 5: 1 + 3 + 3 + 4, 64: 1}
+    # 128 tokens hold all four prompts, 32 wide each.
+    expected = {1: 3 + 11 + 14 + 16, 5: 1 + 3 + 3 + 4, 128: 1}
     assert engine.statistics.prefill_dispatches == expected[budget]
 
 
