@@ -56,13 +56,9 @@ class Conversation:
         Raises:
           RequestError: a question that is too long for the context by itself.
         """
-        self.messages.append({"role": "user", "content": text})
-        try:
-            request = self._request()
-            self._engine.add(request)
-        except RequestError:
-            self.messages.pop()
-            raise
+        request, messages = self._request([*self.messages, {"role": "user", "content": text}])
+        self._engine.add(request)
+        self.messages = messages
         self._count += 1
         answer = []
         try:
@@ -79,16 +75,19 @@ class Conversation:
             self._engine.take(request.id)
             self.messages.append({"role": "assistant", "content": "".join(answer)})
 
-    def _request(self) -> Request:
+    def _request(self, messages) -> tuple[Request, list[dict[str, str]]]:
+        """The request, and the messages that it holds."""
         sampling = self._sampling
         sampling = dataclasses.replace(sampling, seed=sampling.seed + self._count)
         room = self._engine.context_length - min(sampling.max_tokens or 1, 256)
         fixed = 1 if self.system else 0
         while True:
-            ids = chat_ids(self._engine.tokenizer, self.messages)
-            if len(ids) < room or len(self.messages) <= fixed + 1:
-                return Request(id=f"chat-{self._count}", prompt_ids=ids, sampling=sampling)
-            del self.messages[fixed : fixed + 2]  # the oldest question and its answer
+            ids = chat_ids(self._engine.tokenizer, messages)
+            if len(ids) < room or len(messages) <= fixed + 1:
+                name = f"chat-{self._count}"
+                return Request(id=name, prompt_ids=ids, sampling=sampling), messages
+            # Without the oldest question and its answer.
+            messages = messages[:fixed] + messages[fixed + 2 :]
 
 
 def chat(
