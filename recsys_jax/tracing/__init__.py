@@ -1,0 +1,1 @@
+"""Knowledge tracing: what a student will answer next, one step or many steps ahead."""
