@@ -100,20 +100,24 @@ def split_items(config: BfclSftConfig, tokenizer: LoadedTokenizer) -> Split:
 
 def judge(tuned: TunedModel, items: Sequence[Item], config: BfclSftConfig) -> Report:
     """Greedy answers of a tuned model, judged by BFCL's rules."""
-    adapters = () if tuned.adapter is None else (tuned.adapter,)
-    engine = Engine(
-        LoadedModel(tuned.config, tuned.params, tuned.tokenizer), config.engine, adapters=adapters
-    )
     sampling = SamplingParams(max_tokens=config.answer_tokens)
-    used = tuple((adapter.name, 1.0) for adapter in adapters)
-    requests = [
-        Request(
-            id=item.id, sampling=sampling, adapters=used,
-            prompt_ids=chat_ids(tuned.tokenizer, prompt_messages(item, config.style)),
-        )
-        for item in items
-    ]  # fmt: skip
-    return evaluate(items, [completion.text for completion in engine.generate(requests)])
+    # The engine runs on one device, whatever training is divided over.
+    params, adapter = jax.device_get((tuned.params, tuned.adapter))
+    mesh = jax.make_mesh(
+        (1,), ("data",), devices=jax.local_devices()[:1], axis_types=(jax.sharding.AxisType.Auto,)
+    )
+    with jax.set_mesh(mesh):
+        adapters = () if adapter is None else (adapter,)
+        model = LoadedModel(tuned.config, params, tuned.tokenizer)
+        engine = Engine(model, config.engine, adapters=adapters)
+        requests = [
+            Request(
+                id=item.id, sampling=sampling, adapters=tuple((a.name, 1.0) for a in adapters),
+                prompt_ids=chat_ids(tuned.tokenizer, prompt_messages(item, config.style)),
+            )
+            for item in items
+        ]  # fmt: skip
+        return evaluate(items, [completion.text for completion in engine.generate(requests)])
 
 
 def _keep(workdir: pathlib.Path, step: int, report: Report) -> None:
