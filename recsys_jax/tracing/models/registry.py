@@ -1,0 +1,75 @@
+"""The tracing models by name: config class, module and, where there is one, a closed-form fit.
+
+Modules take (config, num_questions, num_concepts); ids run from 1 to these numbers. To add a model:
+import it here and add a line to MODELS; `tests/recsys_jax/tracing/models/test_contract.py` then
+checks it against the contract of `recsys_jax.tracing.interface`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+
+from recsys_jax.tracing.models.dkt import DKT, DKTConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """A model that a config may name.
+
+    module: (config, num_questions, num_concepts) -> a Flax module that is a `TracingModel`.
+    fit: (module, Batch of the training students) -> variables, for models that are not trained by
+    gradient steps; None for the others.
+    """
+
+    config_class: type
+    module: Callable[..., nn.Module]
+    fit: Callable[..., Any] | None = None
+
+    @property
+    def stepped(self) -> bool:
+        """Whether the module is a `SteppedModel`; others are rolled out by whole passes."""
+        return hasattr(self.module, "update_step")
+
+
+MODELS: dict[str, ModelSpec] = {
+    # Recurrent models, memories and counts.
+    "dkt": ModelSpec(DKTConfig, DKT),
+    # Attention models: one line each.
+    # Adversarial multi-step training: the generator.
+}
+
+
+def model_spec(name: str) -> ModelSpec:
+    """The model called `name`; ValueError with a suggestion when there is none."""
+    if name in MODELS:
+        return MODELS[name]
+    close = difflib.get_close_matches(name, MODELS, 1, 0.4)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"unknown tracing model {name!r}.{hint} Known models: {', '.join(MODELS)}")
+
+
+def build(name: str, config: Any = None, *, num_questions: int, num_concepts: int) -> nn.Module:
+    """The module of model `name`.
+
+    config: an instance of the model's config class; None for its defaults. num_questions,
+    num_concepts: the largest ids.
+
+    Raises:
+      ValueError: unknown name; a size below 1.
+      TypeError: the config belongs to another model.
+    """
+    spec = model_spec(name)
+    config = spec.config_class() if config is None else config
+    if not isinstance(config, spec.config_class):
+        raise TypeError(
+            f"model {name!r} takes a {spec.config_class.__name__}, got {type(config).__name__}"
+        )
+    for label, size in (("num_questions", num_questions), ("num_concepts", num_concepts)):
+        if size < 1:
+            raise ValueError(f"{label}={size} must be at least 1: ids run from 1, 0 is padding")
+    return spec.module(config, num_questions, num_concepts)
