@@ -1,4 +1,4 @@
-"""DKT (Piech et al., arXiv 1506.05908) in pyKT's form: answers through an LSTM, a logit per concept.
+"""DKT (Piech et al., arXiv 1506.05908) in pyKT's form: an LSTM, one output per concept.
 
 Letters: B students, T steps, C concepts of a question at most, H hidden width.
 """

@@ -14,7 +14,19 @@ from typing import Any
 
 import flax.linen as nn
 
+from recsys_jax.tracing.models.atkt import ATKT, ATKTConfig
+from recsys_jax.tracing.models.bkt import BKT, BKTConfig, fit_bkt
 from recsys_jax.tracing.models.dkt import DKT, DKTConfig
+from recsys_jax.tracing.models.dkt2_multi import DKT2Multi, DKT2MultiConfig
+from recsys_jax.tracing.models.dkt_plus import DKTPlus, DKTPlusConfig
+from recsys_jax.tracing.models.dkvmn import DKVMN, DKVMNConfig
+from recsys_jax.tracing.models.iekt import IEKT, IEKTConfig
+from recsys_jax.tracing.models.logistic import Logistic, LogisticConfig, fit_logistic
+from recsys_jax.tracing.models.question_mean import (
+    QuestionMean,
+    QuestionMeanConfig,
+    fit_question_mean,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +50,15 @@ class ModelSpec:
 
 MODELS: dict[str, ModelSpec] = {
     # Recurrent models, memories and counts.
+    "question_mean": ModelSpec(QuestionMeanConfig, QuestionMean, fit_question_mean),
+    "logistic": ModelSpec(LogisticConfig, Logistic, fit_logistic),
+    "bkt": ModelSpec(BKTConfig, BKT, fit_bkt),
     "dkt": ModelSpec(DKTConfig, DKT),
+    "dkt_plus": ModelSpec(DKTPlusConfig, DKTPlus),
+    "dkvmn": ModelSpec(DKVMNConfig, DKVMN),
+    "atkt": ModelSpec(ATKTConfig, ATKT),
+    "iekt": ModelSpec(IEKTConfig, IEKT),
+    "dkt2_multi": ModelSpec(DKT2MultiConfig, DKT2Multi),
     # Attention models: one line each.
     # Adversarial multi-step training: the generator.
 }
