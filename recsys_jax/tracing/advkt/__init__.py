@@ -1,0 +1,1 @@
+"""AdvKT (arXiv 2504.04706): adversarial multi-step training for knowledge tracing."""

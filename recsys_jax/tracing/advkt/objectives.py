@@ -1,0 +1,258 @@
+"""The two losses of AdvKT as functions of both networks' parameters.
+
+Source: the released code, spec sections 1.5 to 1.8. The order of updates is training.py's matter.
+Letters: B students, T steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from recsys_jax.tracing.advkt import augment
+from recsys_jax.tracing.advkt.config import AdversarialConfig
+from recsys_jax.tracing.advkt.discriminator import Discriminator
+from recsys_jax.tracing.advkt.draws import choose, uniforms
+from recsys_jax.tracing.advkt.generator import Generator
+from recsys_jax.tracing.advkt.losses import (
+    actor_critic_loss,
+    binary_nll,
+    compact,
+    gradient_penalty,
+    masked_mean,
+    reward_of,
+)
+from recsys_jax.tracing.advkt.tables import QuestionTables
+from recsys_jax.tracing.advkt.unrolling import Unrolled
+from recsys_jax.tracing.batch import Batch
+
+Params = dict[str, Any]
+Loss = tuple[jax.Array, dict[str, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objectives:
+    """Losses of a generator and a discriminator.
+
+    Parameters of both are {'generator': ..., 'discriminator': ...}; every loss is constant to
+    differentiation in the network that is not its own.
+    """
+
+    generator: Generator
+    discriminator: Discriminator
+    config: AdversarialConfig
+
+    def generator_loss(
+        self, params: Params, batch: Batch, tables: QuestionTables, key: jax.Array
+    ) -> Loss:
+        """Mean loss of the generator on a batch, and its parts (spec 1.8).
+
+        Parts: 'bce', 'question', and with rl_weight 'policy', 'value', 'reward' (means over
+        steps) and 'generated_right' (share of right responses on random walks).
+        """
+        config = self.config
+        feed_key, cut_key, walk_key, dropout_key = jax.random.split(key, 4)
+        unrolled = self._unroll(
+            params, batch, self._observed(batch, cut_key), feed_key, dropout_key
+        )
+        bce = masked_mean(binary_nll(unrolled.logits, batch.responses), batch.mask)
+        loss, metrics = config.bce_weight * bce, {"bce": bce}
+        weight = self.generator.config.question_loss_weight
+        if weight > 0:
+            nll = self._generator(
+                params, "question_nll", unrolled, batch.questions, key=dropout_key
+            )
+            metrics["question"] = masked_mean(nll, batch.mask)
+            loss += weight * metrics["question"]
+        if config.rl_weight > 0:
+            policy, value, further = self.reinforce(params, batch, tables, walk_key)
+            loss += config.rl_weight * (policy + value)
+            metrics |= {"policy": policy, "value": value, **further}
+        return loss, metrics
+
+    def reinforce(
+        self, params: Params, batch: Batch, tables: QuestionTables, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        """Policy loss, value loss and metrics on fresh random walks (spec 1.7)."""
+        config = self.config
+        walk_key, sample_key, dropout_key = jax.random.split(key, 3)
+        walks = self.walks(batch, tables, walk_key)
+        unrolled = self._unroll(params, walks, jnp.zeros_like(walks.mask), sample_key, dropout_key)
+        answered = walks._replace(responses=unrolled.responses.astype(jnp.int32))
+        rewards, states = self.rewards(params, answered)
+        values = self._generator(params, "value", states)
+        start = self._generator(params, "value", jnp.zeros_like(states[0, 0]))
+        policy, value = actor_critic_loss(
+            binary_nll(unrolled.logits, answered.responses),
+            rewards,
+            values,
+            start,
+            walks.mask,
+            discount=config.discount,
+            decay=config.advantage_decay,
+            terminal=config.terminal,
+        )
+        metrics = {
+            "reward": masked_mean(rewards, walks.mask),
+            "generated_right": masked_mean(unrolled.responses, walks.mask),
+        }
+        return policy, value, metrics
+
+    def rewards(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Reward (B, T) of each response and the states (B, T, 3 D), constant to
+        differentiation."""
+        released = self.config.reward_response == "released"
+        rows = jnp.zeros_like(batch.questions) if released else None
+        scores = self._discriminator(params, "__call__", batch, rows=rows)
+        return jax.lax.stop_gradient((reward_of(scores.logits), scores.states))
+
+    def discriminator_loss(
+        self, params: Params, batch: Batch, tables: QuestionTables, key: jax.Array
+    ) -> Loss:
+        """Mean loss of the discriminator on a batch, and its parts (spec 1.6, without the
+        constant 10).
+
+        Parts: mean scores 'real', 'augmented', 'generated', 'flipped', 'short' (of those that
+        are not left out), 'flip_accuracy' (share of steps whose true response scores higher),
+        'gradient_penalty', 'constraint'.
+        """
+        config = self.config
+        names = ("augment", "walk", "sample", "gp_generated", "gp_flipped", *"abcde")
+        keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
+        score = nn.sigmoid
+        real = self._discriminator(params, "__call__", batch, key=keys["a"])
+        metrics = {"real": masked_mean(score(real.logits), batch.mask)}
+        positives = [(score(real.logits), batch.mask, 1.0)]
+        negatives, penalty = [], 0.0
+        loss = jnp.zeros(())
+        if config.augmented_weight > 0:
+            views = self.views(batch, tables, keys["augment"])
+            augmented = self._discriminator(params, "__call__", views, key=keys["b"])
+            positives.append((score(augmented.logits), views.mask, config.augmented_weight))
+            metrics["augmented"] = masked_mean(score(augmented.logits), views.mask)
+            loss -= config.augmented_weight * (metrics["real"] - metrics["augmented"])
+        rows = compact(real.states, batch.mask)
+        if config.generated_weight > 0:
+            answered = self.generated(params, batch, tables, keys["walk"], keys["sample"])
+            made = self._discriminator(params, "__call__", answered, key=keys["c"])
+            negatives.append((score(made.logits), answered.mask, config.generated_weight))
+            metrics["generated"] = masked_mean(score(made.logits), answered.mask)
+            if config.gp_weight > 0:
+                penalty += gradient_penalty(
+                    lambda s: self._discriminator(params, "score_state", s),
+                    keys["gp_generated"],
+                    rows,
+                    compact(made.states, answered.mask),
+                )
+        if config.flip_weight > 0:
+            flipped = self._discriminator(params, "score_flipped", batch, key=keys["d"])
+            negatives.append((score(flipped.logits), batch.mask, config.flip_weight))
+            metrics["flipped"] = masked_mean(score(flipped.logits), batch.mask)
+            metrics["flip_accuracy"] = masked_mean(real.logits > flipped.logits, batch.mask)
+            if config.gp_weight > 0:
+                penalty += gradient_penalty(
+                    lambda s: self._discriminator(params, "score_state", s),
+                    keys["gp_flipped"],
+                    rows,
+                    compact(flipped.states, batch.mask),
+                )
+        loss -= _pooled_mean(positives) - _pooled_mean(negatives)
+        if config.short_weight > 0:
+            questions = jnp.arange(1, self.discriminator.config.num_questions + 1)
+            logits = self._discriminator(
+                params, "score_single", questions, tables.concepts[1:], key=keys["e"]
+            )
+            metrics["short"] = jnp.mean(score(logits))
+            loss -= config.short_weight * metrics["short"]
+        if config.constraint_weight > 0:
+            nll = self._discriminator(params, "question_nll", real, batch.questions, key=keys["a"])
+            logits = self._discriminator(params, "response_logits", real, key=keys["a"])
+            nll += binary_nll(logits, batch.responses)
+            metrics["constraint"] = masked_mean(nll, batch.mask)
+            loss += config.constraint_weight * metrics["constraint"]
+        if config.gp_weight > 0:
+            metrics["gradient_penalty"] = jnp.asarray(penalty)
+            loss += config.gp_weight * penalty
+        return loss, metrics
+
+    # Data for the losses
+
+    def views(self, batch: Batch, tables: QuestionTables, key: jax.Array) -> Batch:
+        """The four augmentations of a batch, one below the other: Batch (4 B, T)."""
+        config, sizes = self.config, self.discriminator.config
+        keys = jax.random.split(key, 4)
+        views = (
+            augment.mask_steps(
+                keys[0], batch, config.mask_prob, sizes.mask_question, sizes.mask_concept
+            ),
+            augment.replace_questions(keys[1], batch, config.replace_prob, tables),
+            augment.crop(keys[2], batch, config.crop_ratio),
+            augment.permute(keys[3], batch, config.permute_ratio),
+        )
+        return jax.tree.map(lambda *x: jnp.concatenate(x), *views)
+
+    def walks(self, batch: Batch, tables: QuestionTables, key: jax.Array) -> Batch:
+        """Random walks that go with a batch: max(steps // step_share, 1) of them are real."""
+        config = self.config
+        rows, length = batch.mask.shape
+        most = max(rows * length // config.step_share, 1)
+        most = most if config.walk_rows is None else min(most, config.walk_rows)
+        steps = jnp.sum(batch.mask)
+        active = jnp.clip(steps // config.step_share, 1, most)
+        least = max(int(length * config.walk_min_fraction), 1)
+        return augment.random_walks(key, tables, most, length, least, active)
+
+    def generated(
+        self,
+        params: Params,
+        batch: Batch,
+        tables: QuestionTables,
+        walk_key: jax.Array,
+        sample_key: jax.Array,
+    ) -> Batch:
+        """Random walks answered by the generator, constant to differentiation."""
+        walks = self.walks(batch, tables, walk_key)
+        unrolled = self._unroll(params, walks, jnp.zeros_like(walks.mask), sample_key, None)
+        responses = jax.lax.stop_gradient(unrolled.responses).astype(jnp.int32)
+        return walks._replace(responses=jnp.where(walks.mask, responses, 0))
+
+    def _observed(self, batch: Batch, key: jax.Array) -> jax.Array:
+        if self.config.supervision == "true":
+            return jnp.ones_like(batch.mask)
+        if self.config.supervision == "own":
+            return jnp.zeros_like(batch.mask)
+        draw = uniforms(key, batch.mask.shape[0], 1)
+        cut = choose(draw, jnp.sum(batch.mask, -1, keepdims=True) + 1)
+        return jnp.arange(batch.mask.shape[1]) < cut
+
+    def _unroll(self, params, batch, observed, key, dropout_key) -> Unrolled:
+        return self._generator(
+            params, "unroll", batch, observed=observed, feed_key=key, key=dropout_key
+        )
+
+    def _generator(self, params, method, *args, feed_key=None, key=None, **kwargs):
+        """A method of the generator; dropout where a key is given."""
+        if feed_key is not None:
+            kwargs["key"] = feed_key
+        return _apply(self.generator, params["generator"], method, args, kwargs, key)
+
+    def _discriminator(self, params, method, *args, key=None, **kwargs):
+        return _apply(self.discriminator, params["discriminator"], method, args, kwargs, key)
+
+
+def _apply(module: nn.Module, params, method: str, args, kwargs, key):
+    if key is not None:
+        kwargs["train"] = True
+    rngs = None if key is None else {"dropout": key}
+    return module.apply({"params": params}, *args, method=method, rngs=rngs, **kwargs)
+
+
+def _pooled_mean(parts: list[tuple[jax.Array, jax.Array, float]]) -> jax.Array:
+    """Mean over all real steps of (score, mask, weight of its steps); 0 without parts."""
+    total = sum(weight * jnp.sum(jnp.where(mask, x, 0)) for x, mask, weight in parts)
+    count = sum(weight * jnp.sum(mask) for _, mask, weight in parts)
+    return total / jnp.maximum(count, 1e-9)
