@@ -14,8 +14,10 @@ from typing import Any
 
 import flax.linen as nn
 
+from recsys_jax.tracing.models.akt import AKT, AKTConfig
 from recsys_jax.tracing.models.atkt import ATKT, ATKTConfig
 from recsys_jax.tracing.models.bkt import BKT, BKTConfig, fit_bkt
+from recsys_jax.tracing.models.cl4kt import CL4KT, CL4KTConfig
 from recsys_jax.tracing.models.dkt import DKT, DKTConfig
 from recsys_jax.tracing.models.dkt2_multi import DKT2Multi, DKT2MultiConfig
 from recsys_jax.tracing.models.dkt_plus import DKTPlus, DKTPlusConfig
@@ -27,6 +29,9 @@ from recsys_jax.tracing.models.question_mean import (
     QuestionMeanConfig,
     fit_question_mean,
 )
+from recsys_jax.tracing.models.saint import SAINT, SAINTConfig
+from recsys_jax.tracing.models.sakt import SAKT, SAKTConfig
+from recsys_jax.tracing.models.simplekt import SimpleKT, SimpleKTConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +65,11 @@ MODELS: dict[str, ModelSpec] = {
     "iekt": ModelSpec(IEKTConfig, IEKT),
     "dkt2_multi": ModelSpec(DKT2MultiConfig, DKT2Multi),
     # Attention models: one line each.
+    "sakt": ModelSpec(SAKTConfig, SAKT),
+    "saint": ModelSpec(SAINTConfig, SAINT),
+    "akt": ModelSpec(AKTConfig, AKT),
+    "simplekt": ModelSpec(SimpleKTConfig, SimpleKT),
+    "cl4kt": ModelSpec(CL4KTConfig, CL4KT),
     # Adversarial multi-step training: the generator.
 }
 
