@@ -53,7 +53,8 @@ def decode(content: bytes, source: str, encoding: str = "auto") -> tuple[str, tu
         except UnicodeDecodeError:
             lines.append(line.decode("latin-1"))
             other += 1
-    return "\n".join(lines), (f"{other} of {len(lines)} lines are not UTF-8, read as Latin-1.",)
+    total = len(lines) - (not lines[-1])
+    return "\n".join(lines), (f"{other} of {total} lines are not UTF-8, read as Latin-1.",)
 
 
 def read_literal(path: str | Path):
