@@ -67,7 +67,7 @@ class Attended(NamedTuple):
 
 
 class ATKT(nn.Module):
-    """[skill ; answer], or [answer ; skill] when wrong, -> LSTM -> [attended past ; state] -> logit.
+    """[skill ; answer], or [answer ; skill] when wrong -> LSTM -> [attended past ; state] -> logit.
 
     The attention of step t sees states up to t only, and the attended past of step t is the sum of
     the attention outputs before t: pyKT's 'atktfix', because the released softmax runs over the
