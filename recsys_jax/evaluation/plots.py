@@ -43,7 +43,7 @@ def model_styles(names: Sequence[str]) -> dict[str, tuple[str, object]]:
 
 
 @contextlib.contextmanager
-def _figure(path, *args, **kwargs):
+def styled_figure(path, *args, **kwargs):
     """A styled figure that is saved as PNG; the global state of matplotlib stays as it is."""
     import matplotlib
 
@@ -84,7 +84,7 @@ def plot_curves(
     if not curves:
         return None
     styles = styles or model_styles(list(curves))
-    with _figure(path, figsize=(7.6, 4.2)) as figure:
+    with styled_figure(path, figsize=(7.6, 4.2)) as figure:
         axes = figure.subplots()
         ends = []
         for name, (steps, values) in curves.items():
@@ -107,7 +107,7 @@ def plot_curves(
         axes.set_ylabel(ylabel)
         axes.margins(x=0.02)
         _limit_outliers(axes, curves)
-        _label_ends(axes, ends)
+        label_ends(axes, ends)
     return pathlib.Path(path)
 
 
@@ -119,7 +119,7 @@ def _limit_outliers(axes, curves):
         axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
 
 
-def _label_ends(axes, ends):
+def label_ends(axes, ends):
     """Names right of the last points, moved apart where they would overlap."""
     low, high = axes.get_ylim()
     gap = 0.055 * (high - low)
@@ -172,7 +172,7 @@ def plot_comparison(
     first = next(s for n in names for m, s in summaries[n].items() if m in metrics)
     percent = f"{100 * first.interval.level:g} %"
     width = 1.6 + 2.6 * len(metrics)
-    with _figure(path, figsize=(max(width, 5.5), 1.5 + 0.42 * len(names))) as figure:
+    with styled_figure(path, figsize=(max(width, 5.5), 1.5 + 0.42 * len(names))) as figure:
         panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
         for axes, metric in zip(panels, metrics, strict=True):
             for y, name in enumerate(names):

@@ -189,7 +189,8 @@ def _row(cells):
     return "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
 
 
-def _table(header, rows, align):
+def markdown_table(header, rows, align):
+    """A markdown table; align: 'l' or 'r' per column."""
     marks = {"l": "---", "r": "---:"}
     return "\n".join([_row(header), _row([marks[a] for a in align]), *map(_row, rows)])
 
@@ -219,7 +220,7 @@ def _results(report, level, primary) -> str:
             cells.append(f"{mean}{spread} [{interval.low:.4f}, {interval.high:.4f}]")
         rows.append(cells + [f(s.entry) or "–" for _, f in extras])
     header = ["model", *metrics, *(n for n, _ in extras)]
-    table = _table(header, rows, "l" + "r" * (len(header) - 1))
+    table = markdown_table(header, rows, "l" + "r" * (len(header) - 1))
     users = summaries[0].entry.results[0].num_users
     note = (
         f"{users:,} test users. In brackets: {100 * level:g} % bootstrap confidence interval (BCa) "
@@ -246,7 +247,7 @@ def _tests(comparisons, primary) -> str:
     ]
     header = ["pair", "difference", "interval", "p", "p (Holm)", "significant at 0.05"]
     return (
-        f"### Paired tests, {primary}\n\n{_table(header, rows, 'lrrrrl')}\n\n"
+        f"### Paired tests, {primary}\n\n{markdown_table(header, rows, 'lrrrrl')}\n\n"
         "Two-sided sign-flip permutation test on the per-user differences (9,999 draws), corrected "
         "after Holm over all pairs."
     )
@@ -271,7 +272,7 @@ def _beyond(summaries) -> str:
             "mean of ln(1 + training events)."
         )
     labels = [n.replace("_", " ") for n in names]
-    table = _table(["model", *labels], rows, "l" + "r" * len(names))
+    table = markdown_table(["model", *labels], rows, "l" + "r" * len(names))
     return f"## Beyond accuracy\n\n{table}\n\n{text}"
 
 
@@ -299,7 +300,7 @@ def _examples(examples) -> str:
                 cells.append(f"**{text}** ✓" if text and titles[place] == example.target else text)
             rows.append(cells)
         header = ["#", *example.lists]
-        parts.append(_table(header, rows, "r" + "l" * len(example.lists)))
+        parts.append(markdown_table(header, rows, "r" + "l" * len(example.lists)))
     return "\n\n".join(parts)
 
 

@@ -34,8 +34,9 @@ _NAMES = {
         "protocol_masks",
         "standard_protocols",
     ),
-    "report": ("SparsityPoint", "TracingEntry", "write_report"),
+    "report": ("TracingReport", "write_report"),
     "rows": ("RowAccumulator", "Rows"),
+    "summary": ("SparsityPoint", "TracingEntry", "tables"),
     "student": ("Simulation", "StudentSimulator", "StudentState", "simulate"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}

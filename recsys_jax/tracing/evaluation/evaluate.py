@@ -13,7 +13,7 @@ import numpy as np
 
 from recsys_jax.tracing.batch import Batch
 from recsys_jax.tracing.evaluation.bootstrap import NUM_RESAMPLES, Scores, score
-from recsys_jax.tracing.evaluation.marginals import Collapse, collapse
+from recsys_jax.tracing.evaluation.marginals import Collapse, Marginals, collapse, marginals
 from recsys_jax.tracing.evaluation.metrics import NUM_BINS, Reliability, reliability
 from recsys_jax.tracing.evaluation.protocols import (
     BUCKETS,
@@ -31,6 +31,7 @@ class ProtocolResult:
 
     overall: all scored steps. buckets: (first, last horizon) -> the steps in it, empty ones left
     out. reliability: calibration. collapse: whether the answers look like students' answers.
+    positions: rates of right answers by step; by question see `marginals.marginals`.
     """
 
     protocol: Protocol
@@ -38,6 +39,7 @@ class ProtocolResult:
     buckets: dict[tuple[int, int], Scores]
     reliability: Reliability
     collapse: Collapse
+    positions: Marginals
 
 
 Evaluation = dict[str, ProtocolResult]
@@ -103,4 +105,5 @@ def score_protocol(
         {bucket: score(part, **options) for bucket, part in parts.items() if len(part)},
         reliability(rows, num_bins),
         collapse(rows),
+        marginals(rows, "position", num_resamples=min(num_resamples, 300), seed=seed),
     )

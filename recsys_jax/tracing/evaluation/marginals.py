@@ -57,19 +57,19 @@ def marginals(
     number = sparse.csc_matrix((np.ones(len(rows)), (student, index)), shape)
     gap = sparse.csc_matrix((p - rows.response, (student, index)), shape)
     low, high = np.full(group.size, np.nan), np.full(group.size, np.nan)
-    if len(rows):
-        weights = np.concatenate(list(resample_students(students.size, num_resamples, seed)))
-        for begin in range(0, group.size, _GROUP_CHUNK):
-            part = slice(begin, begin + _GROUP_CHUNK)
+    for begin in range(0, group.size, _GROUP_CHUNK):
+        part = slice(begin, begin + _GROUP_CHUNK)
+        means = []
+        # Drawn again for each chunk: neither all weights nor all groups are held at once.
+        for weights in resample_students(students.size, num_resamples, seed):
             drawn = (number[:, part].T @ weights.T).T
-            means = np.divide(
-                (gap[:, part].T @ weights.T).T, drawn,
-                out=np.full(drawn.shape, np.nan), where=drawn > 0,
-            )  # fmt: skip
-            # A question of very few students may be in no resample at all.
-            seen = np.isfinite(means).any(0)
-            bounds = np.nanquantile(means[:, seen], [0.025, 0.975], axis=0)
-            low[part][seen], high[part][seen] = bounds
+            total = (gap[:, part].T @ weights.T).T
+            means.append(np.divide(total, drawn, out=np.full(drawn.shape, np.nan), where=drawn > 0))
+        means = np.concatenate(means)
+        # A question of very few students may be in no resample at all.
+        seen = np.isfinite(means).any(0)
+        bounds = np.nanquantile(means[:, seen], [0.025, 0.975], axis=0)
+        low[part][seen], high[part][seen] = bounds
     return Marginals(group, count, rate(rows.response), rate(p), rate(p >= 0.5), low, high)
 
 
