@@ -29,6 +29,7 @@ _NAMES = {
         "Protocol",
         "SINGLE_STEP",
         "collect",
+        "collect_given",
         "parse_protocol",
         "predictor_of",
         "protocol_masks",

@@ -1,17 +1,13 @@
-"""All protocols of one model on one set of students, scored.
-
-Letters: B students of a batch.
-"""
+"""All protocols of one model on one set of students, scored. Letters: B students of a batch."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
-import numpy as np
 
-from recsys_jax.tracing.batch import Batch
 from recsys_jax.tracing.evaluation.bootstrap import NUM_RESAMPLES, Scores, score
 from recsys_jax.tracing.evaluation.marginals import Collapse, Marginals, collapse, marginals
 from recsys_jax.tracing.evaluation.metrics import NUM_BINS, Reliability, reliability
@@ -47,7 +43,7 @@ Evaluation = dict[str, ProtocolResult]
 
 def evaluate(
     predictor: Predictor,
-    data: Iterable[tuple[np.ndarray, Batch]],
+    data: Iterable[Any],
     protocols: Sequence[Protocol] | None = None,
     *,
     key: jax.Array | None = None,
@@ -56,9 +52,10 @@ def evaluate(
     num_bins: int = NUM_BINS,
     seed: int = 0,
 ) -> Evaluation:
-    """Protocol name -> result of a model on (students int [B], batch) pairs.
+    """Protocol name -> result of a model on students and their batches.
 
     Args:
+      data: (students int [B], batch) pairs or what `evaluation_batches` of the data yields.
       protocols: None takes `standard_protocols` with the kinds of feedback the model knows.
       key: for sampled feedback; None is jax.random.key(seed).
       seed: of the bootstrap; the same for all models that are to be compared.

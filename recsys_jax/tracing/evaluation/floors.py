@@ -17,20 +17,23 @@ import numpy as np
 from recsys_jax.tracing.batch import Batch
 from recsys_jax.tracing.evaluation.protocols import Predictor
 
-SMOOTHING = 5.0  # Answers at the overall rate that are added to each rate.
+SMOOTHING = 10.0  # Answers at the more general rate that are added to each rate.
+STRENGTH = 5.0  # Answers of an average student that are added to what is known of a student.
 _EDGE = 1e-6  # Log-odds stay finite.
 
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Smoothed shares of right answers among training students.
+    """Answers of training students, counted.
 
-    overall: all answers. question [Q + 1], concept [number of concepts + 1]: by id; those never
-    seen, padding among them, have the overall rate. smoothing: answers added at the overall rate.
+    overall: share of right answers. concept [number of concepts + 1]: smoothed towards it; those
+    never seen, padding among them, have the overall rate. question_right, question_count [Q + 1]:
+    right answers and answers of each question. smoothing: answers added at the more general rate.
     """
 
     overall: float
-    question: np.ndarray
+    question_right: np.ndarray
+    question_count: np.ndarray
     concept: np.ndarray
     smoothing: float
 
@@ -56,14 +59,16 @@ def fit_rates(batches: Iterable[Batch], *, smoothing: float = SMOOTHING) -> Rate
     if not total:
         raise ValueError("Floors need training data; these batches hold no answer.")
     overall = right / total
-    rates = {}
-    for name, (rights, counts) in tables.items():
-        weight = counts + smoothing
-        rates[name] = np.divide(
-            rights + smoothing * overall, weight, out=np.full(len(weight), overall),
-            where=(weight > 0) & (np.arange(len(weight)) > 0),
-        )  # fmt: skip
-    return Rates(float(overall), rates["question"], rates["concept"], smoothing)
+    rights, counts = tables["concept"]
+    concept = _shrink(rights, counts, overall, smoothing)
+    concept[0] = overall
+    return Rates(float(overall), *tables["question"], concept, smoothing)
+
+
+def _shrink(right, count, prior, smoothing):
+    prior, count = np.broadcast_to(prior, np.shape(count)), np.asarray(count, np.float64)
+    weight = count + smoothing
+    return np.divide(right + smoothing * prior, weight, out=prior.copy(), where=weight > 0)
 
 
 def _count(table, ids, right):
@@ -74,13 +79,19 @@ def _count(table, ids, right):
 
 
 def _look_up(table, ids, default):
-    known = (ids > 0) & (ids < len(table))  # A question that training never saw.
+    known = (ids > 0) & (ids < len(table))  # Others may be new to training.
     return np.where(known, table[np.where(known, ids, 0)], default)
 
 
 def question_rates(rates: Rates, batch: Batch) -> np.ndarray:
-    """float64 (B, T): smoothed rate of each step's question."""
-    return _look_up(rates.question, np.asarray(batch.questions), rates.overall)
+    """float64 (B, T): rate of each step's question, smoothed towards the rate of its concepts.
+
+    A question that training never saw has the rate of its concepts.
+    """
+    questions = np.asarray(batch.questions)
+    right = _look_up(rates.question_right, questions, 0.0)
+    count = _look_up(rates.question_count, questions, 0.0)
+    return _shrink(right, count, concept_rates(rates, batch), rates.smoothing)
 
 
 def concept_rates(rates: Rates, batch: Batch) -> np.ndarray:
@@ -92,7 +103,7 @@ def concept_rates(rates: Rates, batch: Batch) -> np.ndarray:
     return np.where(number > 0, values.sum(-1) / np.maximum(number, 1), rates.overall)
 
 
-def student_rates(rates: Rates, batch: Batch, read, *, strength: float = SMOOTHING) -> np.ndarray:
+def student_rates(rates: Rates, batch: Batch, read, *, strength: float = STRENGTH) -> np.ndarray:
     """float64 (B, T): question rate times the student's standing in the answers read before it.
 
     odds_t = odds(question rate) * odds(s) / odds(m), where m is the mean question rate of the read

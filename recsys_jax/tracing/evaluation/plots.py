@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -58,14 +59,17 @@ def plot_intervals(
                 np.array([getattr(interval, field) for _, interval in points])
                 for field in ("mean", "low", "high")
             )
+            if ticks is not None:  # Models share their x: points and bars stand side by side.
+                x = x + 0.03 * (i - (len(shown) - 1) / 2)
             axes.plot(x, mean, color=colour, linestyle=dash, linewidth=1.8, marker="o",
                       markersize=4)  # fmt: skip
-            # Bars side by side: models share their x.
-            beside = 0.0 if logarithmic else 0.05 * (i - (len(shown) - 1) / 2)
-            axes.vlines(x + beside, low, high, color=colour, linewidth=1.4, alpha=0.5)
+            axes.vlines(x, low, high, color=colour, linewidth=1.4, alpha=0.5)
             ends.append((name, colour, x[-1], mean[-1]))
         if logarithmic:
             axes.set_xscale("log")
+            places = sorted({a for points in shown.values() for a, _ in points})
+            axes.set_xticks(places, [f"{a:,g}" for a in places])
+            axes.minorticks_off()
         if ticks is not None:
             axes.set_xticks(range(len(ticks)), ticks)
         axes.set_title(title)
@@ -110,13 +114,20 @@ def plot_reliability(
     return pathlib.Path(path)
 
 
+def _common(curve: Marginals) -> Marginals:
+    kept = curve.count >= 0.05 * curve.count.max()
+    return Marginals(*(getattr(curve, f.name)[kept] for f in dataclasses.fields(curve)))
+
+
 def plot_positions(
     path, curves: Mapping[str, Marginals], *, title: str, styles: Styles | None = None
 ) -> pathlib.Path | None:
     """Mean prediction by step for each model, with the real share of right answers in grey.
 
-    Returns the path, or None when there are fewer than two steps.
+    Steps that fewer than a twentieth as many students reached as the commonest are left out: they
+    show noise. Returns the path, or None when there are fewer than two steps.
     """
+    curves = {name: _common(c) for name, c in curves.items() if c.group.size > 1}
     curves = {name: c for name, c in curves.items() if c.group.size > 1}
     if not curves:
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -254,16 +255,42 @@ def _sigmoid(logits, shape):
     return 0.5 * (1.0 + np.tanh(0.5 * logits))
 
 
+def students_and_batch(item) -> tuple[np.ndarray, Batch]:
+    """(students int [B], batch of NumPy arrays) of a pair, or of anything with these two fields.
+
+    The latter is what `recsys_jax.tracing.data.evaluation_batches` yields.
+    """
+    students, batch = (item.students, item.batch) if hasattr(item, "students") else item
+    return np.asarray(students), Batch(*(np.asarray(x) for x in batch))
+
+
+def collect_given(data: Iterable[Any], probability: np.ndarray, protocol: Protocol) -> Rows:
+    """Rows of known probabilities, such as those of a simulator's exact predictor (the ceiling).
+
+    data: items with students, batch and rows int (B, T), the place of each step in `probability`
+    float [E]. The probabilities must be those of the protocol.
+    """
+    found = RowAccumulator()
+    for item in data:
+        students, batch = students_and_batch(item)
+        _, scored, horizon = protocol_masks(batch.mask, protocol)
+        found.add(
+            students=students, questions=batch.questions, responses=batch.responses,
+            probabilities=probability[np.maximum(item.rows, 0)], scored=scored, horizon=horizon,
+        )  # fmt: skip
+    return found.finish()
+
+
 def collect(
     predictor: Predictor,
-    data: Iterable[tuple[np.ndarray, Batch]],
+    data: Iterable[Any],
     protocols: Sequence[Protocol],
     key: jax.Array,
 ) -> dict[str, Rows]:
     """Predictions of all protocols in one pass over the data: protocol name -> rows.
 
     Args:
-      data: (students int [B], batch); windows of one student share its number.
+      data: see `students_and_batch`; windows of one student share its number.
       key: for sampled feedback; batch i draws from its own fold.
     Raises:
       ValueError: two protocols of one name; see also `predict` and `RowAccumulator.add`.
@@ -272,8 +299,8 @@ def collect(
     if len(set(names)) < len(names):
         raise ValueError(f"Protocols must differ; got {names}.")
     found = {name: RowAccumulator() for name in names}
-    for i, (students, batch) in enumerate(data):
-        batch = Batch(*(np.asarray(x) for x in batch))
+    for i, item in enumerate(data):
+        students, batch = students_and_batch(item)
         forced = None
         for j, protocol in enumerate(protocols):
             if protocol.after == "true" and forced is not None:

@@ -264,7 +264,8 @@ def _answers(found: Sequence[ProtocolTable]):
     return (
         f"## Answers beside real ones\n\n{table}\n\nRates of right answers. Gaps: mean of "
         f"|predicted {_MINUS} real| rate over questions and positions, weighted by steps. "
-        "Student spread: standard deviation over students of the mean prediction, over that of the real rate. "
+        "Student spread: standard deviation over students of the mean prediction, over that of "
+        "the real rate. "
         "Collapsed: at least 99 % of thresholded answers are alike though the real ones are not."
     )
 

@@ -22,16 +22,17 @@ def test_rates_by_hand():
     rates = floors.fit_rates([train], smoothing=2.0)
     assert rates.overall == 0.5
     # Question 1: one of two right; 2: none of one; 3: never; 4: one of one.
-    np.testing.assert_allclose(rates.question, [0.5, 2 / 4, 1 / 3, 0.5, 2 / 3])
+    assert rates.question_right.tolist() == [0, 1, 0, 0, 1]
+    assert rates.question_count.tolist() == [0, 2, 1, 0, 1]
     # Concept 1: right, wrong, wrong; concept 2: right, right, wrong.
     np.testing.assert_allclose(rates.concept, [0.5, (1 + 1) / 5, (2 + 1) / 5])
-    test = toys.batch_of(
-        [1, 1, 0], questions=[[2, 9, 3]], concepts=np.array([[[1, 2], [1, 0], [7, 0]]])
-    )
-    np.testing.assert_allclose(floors.question_rates(rates, test), [[1 / 3, 0.5, 0.5]])
-    np.testing.assert_allclose(floors.concept_rates(rates, test), [[0.5, 0.4, 0.5]])
+    concepts = np.array([[[1, 2], [1, 0], [7, 0], [2, 0]]])
+    test = toys.batch_of([1, 1, 0, 0], questions=[[2, 9, 3, 4]], concepts=concepts)
+    np.testing.assert_allclose(floors.concept_rates(rates, test), [[0.5, 0.4, 0.5, 0.6]])
+    # Questions lean on their concepts: (0 + 2 x .5) / 3, and (1 + 2 x .6) / 3.
+    np.testing.assert_allclose(floors.question_rates(rates, test), [[1 / 3, 0.4, 0.5, 2.2 / 3]])
     bare = floors.fit_rates([train], smoothing=0.0)
-    np.testing.assert_allclose(bare.question, [0.5, 0.5, 0.0, 0.5, 1.0])
+    np.testing.assert_allclose(floors.question_rates(bare, test), [[0.0, 1 / 3, 0.5, 1.0]])
     with pytest.raises(ValueError, match="at least 0"):
         floors.fit_rates([train], smoothing=-1.0)
     with pytest.raises(ValueError, match="no answer"):
@@ -43,12 +44,13 @@ def test_rates_do_not_depend_on_batching():
     batch = toys.random_batch(rng, students=8)
     parts = [Batch(*(x[i : i + 1] for x in batch)) for i in range(8)]
     a, b = floors.fit_rates([batch]), floors.fit_rates(parts)
-    np.testing.assert_allclose(a.question, b.question)
+    np.testing.assert_allclose(a.question_right, b.question_right)
+    np.testing.assert_allclose(a.question_count, b.question_count)
     np.testing.assert_allclose(a.concept, b.concept)
 
 
 def test_student_rates_by_hand():
-    rates = floors.Rates(0.5, np.array([0.5, 0.8, 0.4]), np.array([0.5]), 5.0)
+    rates = floors.Rates(0.5, np.array([0, 8, 4]), np.array([0, 10, 10]), np.array([0.5]), 0.0)
     batch = toys.batch_of([1, 0, 1], questions=[[1, 2, 1]])
     found = floors.student_rates(rates, batch, batch.mask, strength=2.0)
     odds = lambda p: p / (1 - p)  # noqa: E731

@@ -132,10 +132,10 @@ def test_students_in_two_parts_are_refused():
 def test_tables_from_more_than_training_data_are_refused():
     rng = np.random.default_rng(4)
     parts = {"train": [toys.random_batch(rng)], "test": [toys.random_batch(rng)]}
-    leaks.check_train_only(lambda p: floors.fit_rates(p["train"]).question, parts)
+    leaks.check_train_only(lambda p: floors.fit_rates(p["train"]).concept, parts)
     with pytest.raises(leaks.LeakError, match="build it from training"):
         leaks.check_train_only(
-            lambda p: {"rates": floors.fit_rates([*p["train"], *p["test"]]).question}, parts
+            lambda p: {"rates": floors.fit_rates([*p["train"], *p["test"]]).question_right}, parts
         )
     with pytest.raises(leaks.LeakError, match="left out"):
         leaks.check_train_only(

@@ -2,6 +2,7 @@
 
 import pathlib
 import sys
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -163,6 +164,28 @@ def test_teacher_forcing_runs_once_for_all_prefixes():
     )
     assert len(calls) == 1
     assert [len(rows) for rows in found.values()] == [4, 4, 3]
+
+
+def test_known_probabilities_and_the_data_part_s_batches():
+    """A table of probabilities by row of a log gives the rows that a model with them would."""
+
+    class Item(NamedTuple):
+        batch: Batch
+        students: np.ndarray
+        rows: np.ndarray
+
+    batch = toys.batch_of([1, 0, 1], [0, 1], [])
+    rows = np.array([[4, 5, 6], [0, 1, -1], [-1, -1, -1]])
+    item = Item(batch, np.array([7, 3, -1]), rows)
+    table = np.array([0.1, 0.2, np.nan, np.nan, 0.5, 0.6, 0.7])
+    given = protocols.collect_given([item], table, SINGLE_STEP)
+    assert given.student.tolist() == [7, 7, 3]  # The row that only fills up has no step.
+    np.testing.assert_allclose(given.probability, [0.6, 0.7, 0.2])
+    p = np.where(batch.mask, np.nan_to_num(table[rows], nan=0.5), 0.5)
+    model = Predictor(lambda batch: np.log(p) - np.log1p(-p))
+    same = protocols.collect(model, [item], [SINGLE_STEP], KEY)["single-step"]
+    np.testing.assert_allclose(same.probability, given.probability, rtol=1e-6)
+    assert same.fingerprint() == given.fingerprint()
 
 
 def test_names_are_read_back():
