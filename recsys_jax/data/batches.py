@@ -79,14 +79,14 @@ class _EpochIterator(grain.DatasetIterator):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Slice:
+class ProcessRows:
     """The rows of a global batch that one process makes."""
 
     start: int
     stop: int
 
     @classmethod
-    def of(cls, rows: int, process_index: int, process_count: int) -> _Slice:
+    def of(cls, rows: int, process_index: int, process_count: int) -> ProcessRows:
         if not 0 <= process_index < process_count:
             raise DataError(f"process_index {process_index} is not in 0..{process_count - 1}.")
         if rows % process_count:
@@ -148,7 +148,7 @@ def training_dataset(
             rows = packed_rows(lengths, batch_size, row_length, process_count)
     else:
         rows, row_length = batch_size, max_len
-    mine = _Slice.of(rows, process_index, process_count)
+    mine = ProcessRows.of(rows, process_index, process_count)
     shape = (mine.stop - mine.start, row_length)
 
     def make_epoch(epoch: int) -> Epoch:
@@ -173,7 +173,7 @@ def training_dataset(
 
         return Epoch(num_batches, make)
 
-    return _prefetched(EpochIterDataset(make_epoch, dispatch), prefetch)
+    return prefetched(EpochIterDataset(make_epoch, dispatch), prefetch)
 
 
 def pairwise_dataset(
@@ -219,7 +219,7 @@ def pairwise_dataset(
             f"User number {int(np.argmax(touched))} has touched all {source.num_items} items, so "
             "there is no negative to draw; BPR needs a larger catalogue."
         )
-    mine = _Slice.of(batch_size, process_index, process_count)
+    mine = ProcessRows.of(batch_size, process_index, process_count)
 
     def make_epoch(epoch: int) -> Epoch:
         order = _rng(seed, epoch).permutation(len(users))
@@ -237,7 +237,7 @@ def pairwise_dataset(
 
         return Epoch(-(-len(users) // batch_size), make)
 
-    return _prefetched(EpochIterDataset(make_epoch, dispatch), prefetch)
+    return prefetched(EpochIterDataset(make_epoch, dispatch), prefetch)
 
 
 def _unseen(
@@ -278,7 +278,8 @@ def _close_running() -> None:
         iterator.close = lambda: None
 
 
-def _prefetched(dataset: grain.IterDataset, size: int) -> grain.IterDataset:
+def prefetched(dataset: grain.IterDataset, size: int) -> grain.IterDataset:
+    """The dataset with `size` elements made ahead by a background thread; 0 leaves it as it is."""
     return dataset if size <= 0 else _Prefetch(dataset, prefetch_buffer_size=size)
 
 

@@ -110,7 +110,7 @@ def batches(
         )
     if buckets and length is not None:
         raise DataError("Give either length or buckets, not both.")
-    mine = engine._Slice.of(batch_size, process_index, process_count)
+    mine = engine.ProcessRows.of(batch_size, process_index, process_count)
     bucket = np.searchsorted(edges, sequences.lengths)
 
     def make_epoch(epoch: int) -> engine.Epoch:
@@ -130,7 +130,7 @@ def batches(
 
         return engine.Epoch(len(plan), make)
 
-    return engine._prefetched(engine.EpochIterDataset(make_epoch), prefetch)
+    return engine.prefetched(engine.EpochIterDataset(make_epoch), prefetch)
 
 
 def evaluation_batches(

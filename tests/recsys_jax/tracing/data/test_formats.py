@@ -21,6 +21,7 @@ from recsys_jax.tracing.data import (
 )
 from recsys_jax.tracing.data.answer_tables import (
     ASSISTMENTS_2009,
+    ASSISTMENTS_2012,
     AnswerColumns,
     read_answer_table,
     read_ednet,
@@ -182,6 +183,24 @@ def test_raw_assistments(tmp_path):
         ["8"], ["7", "9"], ["unknown"],
     ]  # fmt: skip
     assert (report.fractional, report.concept_expanded, report.out_of_order) == (1, 1, 2)
+
+
+def test_raw_assistments_2012_goes_by_start_time(tmp_path):
+    path = tmp_path / "2012.csv"
+    path.write_text(
+        "problem_log_id,user_id,problem_id,correct,skill_id,start_time,skill\n"
+        "3,8,60,1,5,2012-09-28 15:11:27.0,a\n"
+        "4,8,61,0,5,2012-09-28 15:10:02.257,a\n"
+        "5,8,60,1,,2012-10-28 00:00:00.0,\n"
+    )
+    data = {"kind": "assistments_2012", "path": str(path), "clean": {"min_answers": 1}}
+    with pytest.raises(DataError, match="The valid part has no students: 1 students are too few"):
+        load(data)
+    raw = read_answer_table(path, "csv", ASSISTMENTS_2012)
+    log, report = clean(raw, ALL)
+    assert log.question_ids[log.question].tolist() == [61, 60, 60]
+    assert log.timestamp[1] - log.timestamp[0] == 84_743
+    assert (report.missing_concept, report.out_of_order) == (1, 1)
 
 
 def test_ednet_kt1(tmp_path):
