@@ -8,7 +8,7 @@ import importlib
 _NAMES = {
     "bootstrap": ("Scores", "compare", "over_seeds", "score"),
     "evaluate": ("Evaluation", "ProtocolResult", "evaluate", "score_protocol"),
-    "floors": ("Rates", "fit_rates", "floors"),
+    "floors": ("Rates", "bayes_ceiling", "fit_rates", "floors"),
     "leaks": (
         "LeakError",
         "check_causality",

@@ -1,4 +1,6 @@
-"""What a model must beat: rates of questions, concepts and students, fitted on training data.
+"""What a model must beat, and what it cannot beat where the truth is known.
+
+Floors are rates of questions, concepts and students, fitted on training data.
 
 Without a prefix an open loop knows which questions were asked and nothing of the student's
 answers, so the smoothed rate of the question is the first thing to compare with (spec 2.4).
@@ -164,3 +166,23 @@ def _answer_blind(probability) -> Predictor:
         return _log_odds(probability(batch))
 
     return Predictor(lambda batch: _log_odds(probability(batch)), rolled)
+
+
+def bayes_ceiling(world, question_ids) -> Predictor:
+    """The exact predictor of simulated answers: no model has less log-loss on them.
+
+    world: `recsys_jax.tracing.data.World`; question_ids: int [Q + 1], the world's number of each
+    dense question (`AnswerLog.question_ids`). It feeds nothing back: what is not observed is
+    integrated out.
+    """
+    from recsys_jax.tracing.data.bayes import bayes_probabilities
+
+    def known(batch, observed, feedback=None, key=None):
+        del feedback, key
+        mask, questions = np.asarray(batch.mask), np.asarray(batch.questions)
+        numbers = np.where(mask, np.asarray(question_ids)[questions], 0)
+        return _log_odds(
+            bayes_probabilities(world, numbers, batch.responses, mask, np.asarray(observed))
+        )
+
+    return Predictor(lambda batch: known(batch, batch.mask), known)
