@@ -49,7 +49,13 @@ from pangu_jax.training.signals import StopRequested, StopSignals, exit_code
 from pangu_jax.training.spikes import SpikeCounter
 from pangu_jax.training.stacking import check_rows, stack_batches
 from pangu_jax.training.state import TrainState, create_state
-from pangu_jax.training.step import LossFn, StepOutputs, gradients_of, make_dispatch
+from pangu_jax.training.step import (
+    LossFn,
+    StepOutputs,
+    StepProgram,
+    gradients_of,
+    make_dispatch,
+)
 from pangu_jax.training.workdir import Workdir
 
 _END = object()
@@ -101,6 +107,7 @@ def fit(
     stream: str = "",
     derive: Callable[[dict[str, float]], dict[str, float]] | None = None,
     division: Division | None = None,
+    program: StepProgram | None = None,
     initial: Callable[[], Any] | None = None,
     frozen: Any = None,
 ) -> FitResult:
@@ -128,6 +135,9 @@ def fit(
       derive: rates of the throughput meter -> further values for the log, such as a utilisation.
       division: a step divided by hand over its own mesh, in place of loss, mesh and rules. It has
         micro-batches of its own: grad_accumulation must be 1.
+      program: updates of its own in place of loss and optimizer, which it must then do without;
+        of `config.optimizer` only the learning rate is logged (or `schedule`'s).
+        grad_accumulation must be 1.
       initial: gives the parameters to start from, such as weights read from a file, in place of the
         values of `init_fn`, which then only says their shapes and axes. Called where there is no
         checkpoint; its arrays are given up to the training state.
@@ -146,6 +156,12 @@ def fit(
             f"train.grad_accumulation={config.grad_accumulation} does not go with a layout divided "
             "by hand, which has layout.microbatches; set it to 1."
         )
+    if program is not None and (division is not None or config.grad_accumulation != 1):
+        raise TrainingError(
+            f"train.grad_accumulation={config.grad_accumulation} or a divided layout does not go "
+            "with a step that has updates of its own; set grad_accumulation to 1 and the layout "
+            "to none."
+        )
     mesh = division.mesh if division is not None else mesh or make_mesh(config.mesh)
     with contextlib.ExitStack() as stack:
         if not isinstance(workdir, Workdir):
@@ -159,6 +175,7 @@ def fit(
         run = _Run(config, workdir, mesh, evaluate, describe_batch, signals)
         run.given_schedule, run.stream, run.derive = schedule, stream, derive
         run.initial, run.frozen = initial, () if frozen is None else (frozen,)
+        run.program = program
         stack.callback(run.close)
         try:
             run.prepare(init_fn, loss_fn, dataset, rules, division)
@@ -178,6 +195,7 @@ class _Run:
     derive: Callable[[dict[str, float]], dict[str, float]] | None = None
     divided: DividedState | None = None
     initial: Callable[[], Any] | None = None
+    program: StepProgram | None = None
     frozen: tuple[Any, ...] = ()  # behind the arguments of the loss
 
     def __init__(self, config, workdir, mesh, evaluate, describe_batch, signals):
@@ -197,7 +215,7 @@ class _Run:
     def prepare(self, init_fn, loss_fn, dataset, rules, division) -> None:
         config, mesh = self.config, self.mesh
         schedule = self.given_schedule or build_schedule(config.optimizer, config.steps)
-        optimizer = build_optimizer(config.optimizer, config.steps, schedule)
+        optimizer = self.program or build_optimizer(config.optimizer, config.steps, schedule)
         self.schedule = jax.jit(schedule)
 
         def create(key):
@@ -239,6 +257,13 @@ class _Run:
         place = {"place": self.divided.place} if self.divided else {}
 
         def dispatch(state, bad_step, batches, *frozen):
+            if self.program is not None:
+
+                def advance(*args):
+                    return self.program.advance(*args, *frozen)
+
+                steps = make_dispatch(None, None, guard=config.nan_guard, advance=advance)
+                return steps(state, bad_step, batches)
             if division is None:
                 # Arguments of the program, not constants inside it.
                 def loss(*args):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from pangu_jax.training.state import LossSums, TrainState
 
 LossFn = Callable[[Any, Any, jax.Array], LossSums]
 Gradients = Callable[[Any, Any, jax.Array], tuple[LossSums, Any]]
+Advance = Callable[[TrainState, Any, jax.Array], tuple[Any, Any, LossSums, jax.Array]]
 
 
 class StepOutputs(NamedTuple):
@@ -31,6 +32,21 @@ class StepOutputs(NamedTuple):
     metrics: dict[str, jax.Array]
     grad_norm: jax.Array
     applied: jax.Array
+
+
+class StepProgram(Protocol):
+    """A step with updates of its own, such as two networks that learn in turn.
+
+    It stands in place of a loss and an optimizer.
+    """
+
+    def init(self, params: Any) -> Any:
+        """The optimizer state of parameters (arrays or boxes with logical axis names)."""
+
+    def advance(
+        self, state: TrainState, batch: Any, rng: jax.Array, *frozen: Any
+    ) -> tuple[Any, Any, LossSums, jax.Array]:
+        """New parameters, new optimizer state, sums to log, gradient norm."""
 
 
 def loss_and_grad(
@@ -77,17 +93,31 @@ def gradients_of(loss_fn: LossFn, accumulation: int = 1) -> Gradients:
     return functools.partial(loss_and_grad, loss_fn, accumulation=accumulation)
 
 
+def advance_by(gradients: Gradients, optimizer: optax.GradientTransformation) -> Advance:
+    """`advance` of a `StepProgram` for one gradient and one optimizer."""
+
+    def advance(state, batch, rng):
+        sums, grads = gradients(state.params, batch, rng)
+        grad_norm = optax.global_norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        return optax.apply_updates(state.params, updates), opt_state, sums, grad_norm
+
+    return advance
+
+
 def make_dispatch(
-    gradients: Gradients,
-    optimizer: optax.GradientTransformation,
+    gradients: Gradients | None,
+    optimizer: optax.GradientTransformation | None,
     *,
+    advance: Advance | None = None,
     guard: str = "stop",
     place: Callable[[TrainState], TrainState] = lambda state: state,
 ) -> Callable[..., Any]:
     """Function (state, bad_step, batches stacked [K, R, ...]) -> (state, bad_step, StepOutputs).
 
     gradients: (params, batch, key) -> (LossSums, gradient of total / weight), such as
-    `gradients_of` a loss.
+    `gradients_of` a loss. advance: in place of gradients and optimizer, (state, batch, key) -> what
+    `StepProgram.advance` returns.
 
     `bad_step` is int32, -1 until a step's loss or gradient norm is not finite. guard='stop': from
     that step on nothing changes any more, so the returned state is the one before the bad batch
@@ -98,13 +128,12 @@ def make_dispatch(
     steps of a dispatch as ZeRO divides the moments, and then gathers them once more at its end.
     """
 
+    advance = advance or advance_by(gradients, optimizer)
+
     def one_step(carry, batch):
         state, bad_step = carry
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        sums, grads = gradients(state.params, batch, rng)
-        grad_norm = optax.global_norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params, opt_state, sums, grad_norm = advance(state, batch, rng)
         applied = jnp.bool_(True)
         if guard != "off":
             finite = jnp.isfinite(sums.total) & jnp.isfinite(grad_norm)
@@ -116,9 +145,9 @@ def make_dispatch(
             )
             if guard == "stop":
                 bad_step = jnp.where(~finite & (bad_step < 0), state.step, bad_step)
-        advance = applied if guard == "stop" else True
+        counts = applied if guard == "stop" else True
         state = TrainState(
-            step=state.step + jnp.int32(advance), params=params, opt_state=opt_state, rng=state.rng
+            step=state.step + jnp.int32(counts), params=params, opt_state=opt_state, rng=state.rng
         )
         state = place(state)
         outputs = StepOutputs(sums.total, sums.weight, sums.metrics, grad_norm, applied)
