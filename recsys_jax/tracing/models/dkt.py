@@ -59,8 +59,9 @@ class DKT(nn.Module):
 
     def states(self, batch: Batch) -> jax.Array:
         """The hidden state before each step, (B, T, H)."""
-        x = self.interactions(batch.questions, batch.concepts, batch.responses)
-        return self.lstm.states_before(self.lstm.project(x))
+        answers = (batch.questions, batch.concepts, batch.responses)
+        gates = self.interactions.projected(self.lstm.kernel, *answers) + self.lstm.bias
+        return self.lstm.states_before(gates)
 
     def begin(self, batch: Batch):
         """The zero state of B students: (h, c)."""

@@ -101,19 +101,32 @@ class Interactions(nn.Module):
             self.question = self.param("question", init, (2 * (self.num_questions + 1), self.dim))
 
     def __call__(self, questions, concepts, responses: jax.Array) -> jax.Array:
-        if jnp.issubdtype(responses.dtype, jnp.floating):
-            wrong = self._of(questions, concepts, jnp.zeros_like(questions))
-            right = self._of(questions, concepts, jnp.ones_like(questions))
-            return wrong + responses[..., None] * (right - wrong)
-        return self._of(questions, concepts, responses)
+        table = self.question if self.use_questions else None
+        return self._answers(self.concept, table, questions, concepts, responses)
 
-    def _of(self, questions, concepts, responses):
-        rows = concepts + responses[..., None] * (self.num_concepts + 1)
-        x = set_embedding(self.concept, concepts, rows)
-        if self.use_questions:
-            rows = questions + responses * (self.num_questions + 1)
-            x = x + jnp.take(self.question, rows, axis=0) * (questions > 0)[..., None]
-        return x
+    def projected(self, kernel: jax.Array, questions, concepts, responses) -> jax.Array:
+        """self(...) @ kernel (D, W), (..., W), by the cheaper of two orders.
+
+        The mean over a concept set is linear, so a table of few rows may be multiplied in place of
+        the answers of a large batch.
+        """
+        if self.use_questions or 2 * len(self.concept) > questions.size:
+            return self(questions, concepts, responses) @ kernel
+        return self._answers(self.concept @ kernel, None, questions, concepts, responses)
+
+    def _answers(self, concept_table, question_table, questions, concepts, responses):
+        def of(response):
+            rows = concepts + response[..., None] * (self.num_concepts + 1)
+            x = set_embedding(concept_table, concepts, rows)
+            if question_table is not None:
+                rows = questions + response * (self.num_questions + 1)
+                x = x + jnp.take(question_table, rows, axis=0) * (questions > 0)[..., None]
+            return x
+
+        if not jnp.issubdtype(responses.dtype, jnp.floating):
+            return of(responses)
+        wrong, right = of(jnp.zeros_like(questions)), of(jnp.ones_like(questions))
+        return wrong + responses[..., None] * (right - wrong)
 
 
 class Readout(nn.Module):

@@ -50,15 +50,9 @@ class LSTM(nn.Module):
 
     def states_before(self, gates: jax.Array) -> jax.Array:
         """h before each step, (B, T, H), zero at first; gates (B, T, 4H), the last ones unused."""
-        recurrent = self.recurrent
-
-        def step(state, gate):
-            state = lstm_step(recurrent, state, gate)
-            return state, state[0]
-
-        start = self.begin(gates.shape[0])
-        _, after = jax.lax.scan(step, start, gates.swapaxes(0, 1)[:-1])
-        return jnp.concatenate([start[0][:, None], after.swapaxes(0, 1)], 1)
+        after = lstm_states(self.recurrent, gates.swapaxes(0, 1)[:-1])
+        start, _ = self.begin(gates.shape[0])
+        return jnp.concatenate([start[:, None], after.swapaxes(0, 1)], 1)
 
 
 def lstm_step(recurrent: jax.Array, state, gates: jax.Array):
@@ -67,6 +61,59 @@ def lstm_step(recurrent: jax.Array, state, gates: jax.Array):
     i, f, g, o = jnp.split(gates + h @ recurrent, 4, axis=-1)
     c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
     return nn.sigmoid(o) * jnp.tanh(c), c
+
+
+@jax.custom_vjp
+def lstm_states(recurrent: jax.Array, gates: jax.Array) -> jax.Array:
+    """h after each step from the zero state, (T, B, H); `lstm_step` over gates (T, B, 4H).
+
+    The backward pass is written out because it then takes the gradient of `recurrent` as one
+    product over all steps, where a differentiated scan adds up a product per step.
+    """
+    return _lstm_forward(recurrent, gates)[0]
+
+
+def _lstm_forward(recurrent, gates):
+    def step(state, gate):
+        h, c = lstm_step(recurrent, state, gate)
+        # The activations again: XLA computes them once for both.
+        i, f, g, o = jnp.split(gate + state[0] @ recurrent, 4, axis=-1)
+        activated = (nn.sigmoid(i), nn.sigmoid(f), jnp.tanh(g), nn.sigmoid(o))
+        return (h, c), (h, state[1], c, activated)
+
+    zeros = jnp.zeros((gates.shape[1], gates.shape[2] // 4), gates.dtype)
+    _, (h, c_before, c, activated) = jax.lax.scan(step, (zeros, zeros), gates)
+    return h, (recurrent, h, c_before, c, activated)
+
+
+def _lstm_backward(saved, h_bar):
+    recurrent, h, c_before, c, activated = saved
+
+    def step(carry, inputs):
+        h_next, c_next = carry
+        h_here, before, after, (i, f, g, o) = inputs
+        d_h, tanh_c = h_here + h_next, jnp.tanh(after)
+        d_c = c_next + d_h * o * (1 - tanh_c**2)
+        d_gates = jnp.concatenate(
+            [
+                d_c * g * i * (1 - i),
+                d_c * before * f * (1 - f),
+                d_c * i * (1 - g**2),
+                d_h * tanh_c * o * (1 - o),
+            ],
+            -1,
+        )
+        return (d_gates @ recurrent.T, d_c * f), d_gates
+
+    zeros = jnp.zeros(h.shape[1:], h.dtype)
+    inputs = (h_bar, c_before, c, activated)
+    _, d_gates = jax.lax.scan(step, (zeros, zeros), inputs, reverse=True)
+    # The first step's state before it is zero and adds nothing.
+    recurrent_bar = jnp.einsum("tbh,tbg->hg", h[:-1], d_gates[1:])
+    return recurrent_bar, d_gates
+
+
+lstm_states.defvjp(_lstm_forward, _lstm_backward)
 
 
 def checkpointed_scan(step, state, inputs, length: int, segment: int = 16):

@@ -17,7 +17,7 @@ from recsys_jax.tracing.models.dkt2_multi import DKT2MultiConfig
 from recsys_jax.tracing.models.dkt_plus import DKTPlusConfig
 from recsys_jax.tracing.models.dkvmn import DKVMNConfig
 from recsys_jax.tracing.models.iekt import IEKTConfig, policy_loss
-from recsys_jax.tracing.models.recurrent import checkpointed_scan
+from recsys_jax.tracing.models.recurrent import checkpointed_scan, lstm_states, lstm_step
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from tiny_batches import CONCEPTS, QUESTIONS, STEPS, moved_variables, students  # noqa: E402
@@ -148,6 +148,44 @@ def test_dkvmn(use_questions):
         v = interaction(p["interactions"], q, concepts, r, use_questions)
         erase, add = sigmoid(dense("erase", v)), np.tanh(dense("add", v))
         memory = memory * (1 - np.outer(w, erase)) + np.outer(w, add)
+
+
+@pytest.mark.parametrize("steps", [1, 6])
+def test_lstm_gradients_are_those_of_the_differentiated_scan(steps):
+    rng = np.random.default_rng(0)
+    recurrent, gates, weights = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((4, 16), (steps, 3, 16), (steps, 3, 4))
+    )
+
+    def plain(recurrent, gates):
+        def step(state, gate):
+            state = lstm_step(recurrent, state, gate)
+            return state, state[0]
+
+        return jax.lax.scan(step, (jnp.zeros((3, 4)),) * 2, gates)[1]
+
+    def loss(states):
+        return lambda *args: (states(*args) ** 2 * weights).sum()
+
+    np.testing.assert_allclose(lstm_states(recurrent, gates), plain(recurrent, gates), rtol=1e-6)
+    actual, expected = (
+        jax.jit(jax.grad(loss(f), (0, 1)))(recurrent, gates) for f in (lstm_states, plain)
+    )
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5)
+
+
+def test_projecting_the_table_is_projecting_the_answers():
+    module, variables, _ = made("dkt", DKTConfig(embedding_dim=6, hidden_dim=4))
+    many = students(count=9)
+    assert STEPS < 2 * 2 * (CONCEPTS + 1) < many.questions.size  # both orders are taken
+    whole = jax.jit(module.apply)(variables, many)
+    for student in range(9):
+        alone = jax.tree.map(lambda x, i=student: x[i : i + 1], many)
+        np.testing.assert_allclose(
+            module.apply(variables, alone), whole[student : student + 1], rtol=1e-5, atol=1e-5
+        )
 
 
 def test_checkpointed_scan_is_scan():
