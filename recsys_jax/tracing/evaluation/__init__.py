@@ -7,8 +7,8 @@ import importlib
 
 _NAMES = {
     "bootstrap": ("Scores", "compare", "over_seeds", "score"),
-    "evaluate": ("Evaluation", "ProtocolResult", "evaluate", "score_protocol"),
-    "floors": ("Rates", "bayes_ceiling", "fit_rates", "floors"),
+    "evaluator": ("Evaluation", "ProtocolResult", "evaluate", "score_protocol"),
+    "floors": ("Rates", "bayes_ceiling", "fit_rates", "make_floors"),
     "leaks": (
         "LeakError",
         "check_causality",
@@ -21,7 +21,7 @@ _NAMES = {
         "expanded_duplicates",
         "shuffle_responses",
     ),
-    "marginals": ("Collapse", "Marginals", "collapse", "marginals"),
+    "marginals": ("Collapse", "Marginals", "collapse", "response_marginals"),
     "metrics": ("METRICS", "Reliability", "auc", "point_metrics", "reliability"),
     "protocols": (
         "BUCKETS",

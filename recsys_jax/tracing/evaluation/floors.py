@@ -133,7 +133,7 @@ def _log_odds(p):
     return np.log(p) - np.log1p(-p)
 
 
-def floors(rates: Rates) -> dict[str, Predictor]:
+def make_floors(rates: Rates) -> dict[str, Predictor]:
     """Floor name -> Predictor, usable like any model.
 
     'majority' says the overall rate always (AUC .5, ACC that of the commoner answer); 'question

@@ -35,7 +35,7 @@ class Marginals:
     high: np.ndarray
 
 
-def marginals(
+def response_marginals(
     rows: Rows, by: str = "question", *, num_resamples: int = 300, seed: int = 0
 ) -> Marginals:
     """Rates per question or position with intervals over students.

@@ -10,7 +10,7 @@ import numpy as np
 from recsys_jax.evaluation.intervals import Comparison, Interval, SeedSummary, holm
 from recsys_jax.evaluation.summary import ReportError
 from recsys_jax.tracing.evaluation.bootstrap import Scores, compare, over_seeds
-from recsys_jax.tracing.evaluation.evaluate import Evaluation, ProtocolResult
+from recsys_jax.tracing.evaluation.evaluator import Evaluation, ProtocolResult
 from recsys_jax.tracing.evaluation.marginals import Marginals
 from recsys_jax.tracing.evaluation.metrics import METRICS, Reliability
 from recsys_jax.tracing.evaluation.protocols import Protocol
@@ -23,7 +23,7 @@ class TracingEntry:
     """One model of a report.
 
     results: one Evaluation per training seed, all on the same students. floor: whether it is one of
-    `floors.floors`, which have no seed. note: shown under the tables.
+    `floors.make_floors`, which have no seed. note: shown under the tables.
     """
 
     name: str
@@ -108,7 +108,7 @@ def _table(protocol, entries, level):
     if protocol.open_loop and not any(e.floor for e in entries):
         raise ReportError(
             f"Protocol {protocol.name!r} has no floor: without one an open-loop figure says "
-            "nothing of the model. Add entries for floors.floors(fit_rates(training batches))."
+            "nothing of the model. Add entries for floors.make_floors(fit_rates(training batches))."
         )
     scores = {e.name: [r[protocol.name].overall for r in e.results] for e in entries}
     first = scores[entries[0].name][0]

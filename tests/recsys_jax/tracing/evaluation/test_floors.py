@@ -9,7 +9,7 @@ import pytest
 
 from recsys_jax.tracing.batch import Batch
 from recsys_jax.tracing.evaluation import floors, leaks
-from recsys_jax.tracing.evaluation.evaluate import evaluate, score_protocol
+from recsys_jax.tracing.evaluation.evaluator import evaluate, score_protocol
 from recsys_jax.tracing.evaluation.protocols import SINGLE_STEP, Protocol, collect
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -66,7 +66,7 @@ def test_floors_keep_the_contract():
     rng = np.random.default_rng(1)
     batch = toys.random_batch(rng)
     rates = floors.fit_rates([toys.random_batch(rng, students=30)])
-    for floor in floors.floors(rates).values():
+    for floor in floors.make_floors(rates).values():
         leaks.check_causality(floor.logits, batch)
         leaks.check_padding(floor.logits, batch)
         observed = np.arange(batch.mask.shape[1]) < 4
@@ -92,7 +92,7 @@ def test_floors_on_a_world_of_hard_questions_and_able_students():
     half, free = Protocol(0.5, "threshold"), Protocol(0.0, "threshold")
     found = {
         name: evaluate(floor, data, [SINGLE_STEP, free, half], num_resamples=50)
-        for name, floor in floors.floors(rates).items()
+        for name, floor in floors.make_floors(rates).items()
     }
 
     def auc(name, protocol):
@@ -112,7 +112,7 @@ def test_floors_on_a_world_of_hard_questions_and_able_students():
 
 def test_buckets_and_empty_protocols():
     batch = toys.batch_of(*[[1, 0] * 20] * 3)
-    floor = floors.floors(floors.fit_rates([batch]))["question mean"]
+    floor = floors.make_floors(floors.fit_rates([batch]))["question mean"]
     rows = collect(floor, [(np.arange(3), batch)], [Protocol(0.0, "threshold")], jax.random.key(0))
     result = score_protocol(
         Protocol(0.0, "threshold"), rows["open loop, threshold"], num_resamples=10

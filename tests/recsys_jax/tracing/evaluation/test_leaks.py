@@ -84,7 +84,7 @@ def test_shuffled_labels_give_half_and_a_peeking_model_does_not():
         return collect(predictor, data, [protocol], jax.random.key(0))[protocol.name]
 
     peeking = Predictor(lambda b: HONEST.logits(b) + 0.8 * b.responses)
-    trained = floors.floors(floors.fit_rates([clean]))["student x question"]
+    trained = floors.make_floors(floors.fit_rates([clean]))["student x question"]
     for honest in (HONEST, trained):
         for protocol in (SINGLE_STEP, Protocol(0.5, "threshold"), Protocol(0.2, "expected")):
             leaks.check_chance(rows(honest, protocol))
@@ -100,12 +100,12 @@ def test_training_on_shuffled_labels_gives_half():
     train, test = (
         leaks.shuffle_responses([toys.random_batch(rng, students=120)], seed=i)[0] for i in (0, 1)
     )
-    fitted = floors.floors(floors.fit_rates([train]))["question mean"]
+    fitted = floors.make_floors(floors.fit_rates([train]))["question mean"]
     data = [(np.arange(120), test)]
     leaks.check_chance(collect(fitted, data, [SINGLE_STEP], jax.random.key(0))["single-step"])
     # Fitted on the test students themselves and barely smoothed, the same table does.
     few = Batch(*(x[:4] for x in test))
-    own = floors.floors(floors.fit_rates([few], smoothing=0.1))["question mean"]
+    own = floors.make_floors(floors.fit_rates([few], smoothing=0.1))["question mean"]
     rows = collect(own, [(np.arange(4), few)], [SINGLE_STEP], jax.random.key(0))["single-step"]
     assert auc(rows.response, rows.probability) > 0.6
 

@@ -8,7 +8,7 @@ from sklearn import calibration
 from sklearn import metrics as reference
 
 from recsys_jax.tracing.evaluation import metrics
-from recsys_jax.tracing.evaluation.marginals import collapse, marginals
+from recsys_jax.tracing.evaluation.marginals import collapse, response_marginals
 from recsys_jax.tracing.evaluation.rows import RowAccumulator, Rows
 
 
@@ -127,17 +127,17 @@ def test_marginals_by_hand():
         [0.2, 0.6, 0.9, 0.4], [0, 1, 1, 0], student=[1, 2, 1, 2], question=[3, 3, 8, 8],
         step=[0, 1, 1, 0],
     )  # fmt: skip
-    found = marginals(rows, "question")
+    found = response_marginals(rows, "question")
     assert found.group.tolist() == [3, 8] and found.count.tolist() == [2, 2]
     np.testing.assert_allclose(found.predicted, [0.4, 0.65], rtol=1e-6)
     assert found.true.tolist() == [0.5, 0.5] and found.answered.tolist() == [0.5, 0.5]
-    by_step = marginals(rows, "position")
+    by_step = response_marginals(rows, "position")
     assert by_step.true.tolist() == [0.0, 1.0]
     np.testing.assert_allclose(by_step.predicted, [0.3, 0.75], rtol=1e-6)
     # Two students: every resample's gap lies between those of single students.
     assert (found.low >= [-0.4 - 1e-6, -0.1 - 1e-6]).all() and (found.low < found.high).all()
     with pytest.raises(ValueError, match="allowed are question, position"):
-        marginals(rows, "day")
+        response_marginals(rows, "day")
 
 
 def test_collapse_is_seen():

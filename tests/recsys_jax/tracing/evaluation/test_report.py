@@ -9,7 +9,7 @@ import pytest
 
 from recsys_jax.evaluation.summary import ReportError
 from recsys_jax.tracing.evaluation import floors, metrics, summary
-from recsys_jax.tracing.evaluation.evaluate import evaluate
+from recsys_jax.tracing.evaluation.evaluator import evaluate
 from recsys_jax.tracing.evaluation.protocols import SINGLE_STEP, Predictor, Protocol
 from recsys_jax.tracing.evaluation.report import write_report
 from recsys_jax.tracing.evaluation.summary import SparsityPoint, TracingEntry
@@ -40,7 +40,7 @@ def result(predictor, protocols=PROTOCOLS, data=TEST):
 
 @pytest.fixture(scope="module")
 def entries():
-    of_floors = floors.floors(floors.fit_rates([TRAIN]))
+    of_floors = floors.make_floors(floors.fit_rates([TRAIN]))
     return [
         TracingEntry("sharp", [result(noisy(i, 0.5)) for i in range(3)], note="the better one"),
         TracingEntry("blunt", [result(noisy(9 + i, 3.0)) for i in range(2)]),

@@ -1,5 +1,7 @@
 """The evaluation on the simulator's batches, with its exact predictor and a model of the field."""
 
+import importlib
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from recsys_jax.tracing import data as tracing_data
 from recsys_jax.tracing.evaluation import floors, leaks, protocols
 from recsys_jax.tracing.evaluation.bootstrap import compare
-from recsys_jax.tracing.evaluation.evaluate import evaluate
+from recsys_jax.tracing.evaluation.evaluator import evaluate
 from recsys_jax.tracing.evaluation.protocols import SINGLE_STEP, Protocol
 from recsys_jax.tracing.evaluation.student import StudentSimulator, roller_of, simulate
 from recsys_jax.tracing.models import registry
@@ -32,7 +34,7 @@ def test_floors_lie_below_the_exact_predictor(data):
     ceiling = floors.bayes_ceiling(data.simulation.world, data.log.question_ids)
     leaks.check_causality(ceiling.logits, test[0].batch)
     best = evaluate(ceiling, test, PROTOCOLS, num_resamples=200)
-    for name, floor in floors.floors(floors.fit_rates(train)).items():
+    for name, floor in floors.make_floors(floors.fit_rates(train)).items():
         found = evaluate(floor, test, PROTOCOLS, num_resamples=200)
         for protocol in PROTOCOLS:
             a, b = best[protocol.name].overall, found[protocol.name].overall
@@ -80,3 +82,14 @@ def test_a_model_of_the_field_through_every_protocol(data):
     steps = [student.step(q) for q in asked]
     listed = simulate(roller_of(model, variables), [asked], concepts, feedback="threshold")
     np.testing.assert_allclose(listed.probability[0], [p for _, p in steps], atol=1e-5)
+
+
+def test_every_name_is_reached_from_the_package():
+    """A function must not be hidden by a module of its name, whatever was imported before."""
+    from recsys_jax.tracing import evaluation
+
+    for name in evaluation.__all__:
+        module = importlib.import_module(f"recsys_jax.tracing.evaluation.{evaluation._HOME[name]}")
+        assert getattr(evaluation, name) is getattr(module, name)
+    with pytest.raises(AttributeError):
+        evaluation.nothing  # noqa: B018

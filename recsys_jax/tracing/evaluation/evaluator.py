@@ -9,7 +9,12 @@ from typing import Any
 import jax
 
 from recsys_jax.tracing.evaluation.bootstrap import NUM_RESAMPLES, Scores, score
-from recsys_jax.tracing.evaluation.marginals import Collapse, Marginals, collapse, marginals
+from recsys_jax.tracing.evaluation.marginals import (
+    Collapse,
+    Marginals,
+    collapse,
+    response_marginals,
+)
 from recsys_jax.tracing.evaluation.metrics import NUM_BINS, Reliability, reliability
 from recsys_jax.tracing.evaluation.protocols import (
     BUCKETS,
@@ -27,7 +32,7 @@ class ProtocolResult:
 
     overall: all scored steps. buckets: (first, last horizon) -> the steps in it, empty ones left
     out. reliability: calibration. collapse: whether the answers look like students' answers.
-    positions: rates of right answers by step; by question see `marginals.marginals`.
+    positions: rates of right answers by step; by question see `marginals.response_marginals`.
     """
 
     protocol: Protocol
@@ -102,5 +107,5 @@ def score_protocol(
         {bucket: score(part, **options) for bucket, part in parts.items() if len(part)},
         reliability(rows, num_bins),
         collapse(rows),
-        marginals(rows, "position", num_resamples=min(num_resamples, 300), seed=seed),
+        response_marginals(rows, "position", num_resamples=min(num_resamples, 300), seed=seed),
     )
