@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pangu_jax.parallel.sharding import unbox
+from pangu_jax.training.quick_compile import quick_options
 from recsys_jax.tracing.advkt.config import (
     AdversarialConfig,
     DiscriminatorConfig,
@@ -15,6 +16,11 @@ from recsys_jax.tracing.advkt.training import build
 from recsys_jax.tracing.batch import Batch
 
 QUESTIONS, CONCEPTS, SLOTS, DIM = 12, 5, 3, 8
+
+
+def jit(function, **kwargs):
+    """`jax.jit` for programs that cost more to compile than to run."""
+    return jax.jit(function, compiler_options=quick_options(jax.devices()[0]), **kwargs)
 
 
 def make_batch(lengths, width, seed=0) -> Batch:

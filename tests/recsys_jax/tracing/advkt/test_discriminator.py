@@ -21,7 +21,7 @@ def run(model, params, *args, method="__call__", **kwargs):
     """A method with float64 parameters, as NumPy."""
     with jax.enable_x64(True):
         params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), params)
-        call = jax.jit(lambda p, *a: model.apply({"params": p}, *a, method=method, **kwargs))
+        call = data.jit(lambda p, *a: model.apply({"params": p}, *a, method=method, **kwargs))
         return jax.tree.map(np.asarray, call(params, *args))
 
 
@@ -137,7 +137,7 @@ def test_constraint_heads_see_their_targets_only_when_released(shift):
         asked = model.apply({"params": p}, scores, labels, method="question_nll")
         return asked, model.apply({"params": p}, scores, method="response_logits")
 
-    call = jax.jit(heads)
+    call = data.jit(heads)
     other = BATCH.questions.at[:, step].set(BATCH.questions[:, step] % data.QUESTIONS + 1)
     asked = BATCH._replace(questions=other)
     answered = BATCH._replace(

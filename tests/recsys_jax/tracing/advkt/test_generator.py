@@ -28,7 +28,7 @@ def in_float64(function, params, *args):
     """The function with float64 parameters, as NumPy."""
     with jax.enable_x64(True):
         params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), params)
-        return jax.tree.map(np.asarray, jax.jit(function)(params, *args))
+        return jax.tree.map(np.asarray, data.jit(function)(params, *args))
 
 
 def numpy_rows(batch):
@@ -80,7 +80,7 @@ def test_divisors_differ():
     for divisor in ("fixed", "released"):
         program, params = data.make_program(generator={"concept_divisor": divisor})
         model = program.objectives.generator
-        outputs.append(jax.jit(model.apply)({"params": params["generator"]}, BATCH))
+        outputs.append(data.jit(model.apply)({"params": params["generator"]}, BATCH))
     assert np.abs(outputs[0] - outputs[1]).max() > 1e-3
 
 
@@ -150,8 +150,8 @@ def test_gru_is_flax_grucell_and_torch_equations():
 PROGRAM, PARAMS = data.make_program()
 MODEL = PROGRAM.objectives.generator
 VARIABLES = {"params": PARAMS["generator"]}
-TEACHER = jax.jit(lambda batch: MODEL.apply(VARIABLES, batch))
-FREE = jax.jit(
+TEACHER = data.jit(lambda batch: MODEL.apply(VARIABLES, batch))
+FREE = data.jit(
     lambda batch, observed, key: MODEL.apply(
         VARIABLES, batch, observed=observed, key=key, method="unroll"
     )
@@ -209,18 +209,18 @@ def test_chunk_size_changes_nothing(chunk):
     def loss(params, model):
         return jnp.sum(jnp.where(BATCH.mask, jnp.sin(model.apply({"params": params}, BATCH)), 0))
 
-    got = jax.jit(jax.grad(loss), static_argnums=1)(PARAMS["generator"], model)
-    expected = jax.jit(jax.grad(loss), static_argnums=1)(PARAMS["generator"], MODEL)
+    got = data.jit(jax.grad(loss), static_argnums=1)(PARAMS["generator"], model)
+    expected = data.jit(jax.grad(loss), static_argnums=1)(PARAMS["generator"], MODEL)
     chex.assert_trees_all_close(got, expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("feedback", ["threshold", "expected"])
 def test_stepwise_rollout_equals_unroll(feedback):
     observed = jnp.broadcast_to(jnp.arange(10) < 3, BATCH.mask.shape)
-    got = jax.jit(
+    got = data.jit(
         lambda: MODEL.apply(VARIABLES, BATCH, observed=observed, feedback=feedback, method="unroll")
     )().logits
-    expected = jax.jit(lambda: rollout(MODEL, VARIABLES, BATCH, observed, feedback=feedback))()
+    expected = data.jit(lambda: rollout(MODEL, VARIABLES, BATCH, observed, feedback=feedback))()
     np.testing.assert_allclose(
         np.where(BATCH.mask, got, 0), np.where(BATCH.mask, expected, 0), atol=1e-5
     )
@@ -240,7 +240,7 @@ def test_no_gradient_through_what_is_fed_back():
         )
         return jnp.sum(jnp.sin(unrolled.logits)), unrolled.responses
 
-    slope = jax.jit(jax.grad(loss, has_aux=True), static_argnums=3)
+    slope = data.jit(jax.grad(loss, has_aux=True), static_argnums=3)
     free, fed = slope(PARAMS["generator"], BATCH, none, "expected")
     given_ = BATCH._replace(responses=fed)
     forced, _ = slope(PARAMS["generator"], given_, jnp.ones_like(none), "expected")
@@ -257,7 +257,7 @@ def test_samples_follow_the_probabilities():
 
 
 def test_question_loss_is_sown():
-    run = jax.jit(lambda batch: MODEL.apply(VARIABLES, batch, mutable=["losses"])[1])
+    run = data.jit(lambda batch: MODEL.apply(VARIABLES, batch, mutable=["losses"])[1])
     (loss,) = run(BATCH)["losses"]["question"]
     padded = run(data.pad(BATCH, 5))
     assert 0 < loss < 20
