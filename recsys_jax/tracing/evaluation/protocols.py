@@ -241,7 +241,7 @@ def _after_prefix_alone(predictor, batch, split):
                 kept[..., None], concepts[b],
                 np.where(asked[..., None], concepts[b, t][:, None], 0),
             ),
-            np.where(kept, responses[b], 0),
+            responses[b],  # Holds no unobserved answer any more.
             kept | asked,
         )  # fmt: skip
         out[b, t] = _sigmoid(predictor.logits(probe), mask.shape)[np.arange(size), place]
