@@ -47,14 +47,11 @@ def keep_prompt_logprobs(row: Row, found: Chosen, index: int, count: int) -> Non
 
 
 def block_tables(rows: Sequence[Row], size: int, pages: int) -> np.ndarray:
-    """int32 (size, pages); what a row lacks is page 0.
-
-    Always as wide as the longest row could need: attention follows the lengths, not the width, and
-    another width would be another program to compile.
-    """
+    """int32 (size, pages); what a row lacks is page 0."""
     tables = np.zeros((size, pages), np.int32)
     for index, row in enumerate(rows):
-        tables[index, : len(row.pages)] = row.pages
+        held = row.pages[:pages]
+        tables[index, : len(held)] = held
     return tables
 
 

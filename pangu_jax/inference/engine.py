@@ -365,7 +365,7 @@ class Engine:
                 column([row.computed for row in rows], size),
                 column([row.remaining for row in rows], size),
                 stop_ids,
-                block_tables(rows, size, self.config.pages_per_row),
+                block_tables(rows, size, self._width(rows, steps)),
             ),
             choice, self._bound(rows, size),
         )  # fmt: skip
@@ -418,6 +418,17 @@ class Engine:
         self._schedule.remove(row)
         self._done[row.request.id] = row.completion(reason, delta.error)
         return delta
+
+    def _width(self, rows: list[Row], steps: int) -> int:
+        """Pages of the tables of a decoding dispatch: one of a few, each a program of its own.
+
+        A short table spares attention its loop over groups of pages.
+        """
+        end = max(row.computed for row in rows) + steps
+        wide = 4
+        while wide < self._schedule.pool.pages_for(end):
+            wide *= 4
+        return min(wide, self.config.pages_per_row)
 
     def _bound(self, rows: list[Row], size: int) -> programs.Adapters | None:
         if not any(weight for row in rows for _, weight in row.request.adapters):
