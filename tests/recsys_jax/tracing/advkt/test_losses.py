@@ -133,7 +133,7 @@ def test_gradient_penalty_against_finite_differences():
     model = program.objectives.discriminator
     with jax.enable_x64(True):
         own = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), params)
-        score = data.jit(
+        score = jax.jit(
             lambda s: model.apply({"params": own["discriminator"]}, s, method="score_state")
         )
         states = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3 * data.DIM)))
