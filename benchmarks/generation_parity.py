@@ -115,9 +115,10 @@ def main() -> None:
                 lambda i, t, out=out: out[i]["best"][t][0] - out[i]["best"][t][1],
             )  # fmt: skip
             print(json.dumps(line | about), flush=True)
-            if weights == "float32":
-                float32 = done
-        print(json.dumps(llama(options, path, prompts, float32, scratch) | about), flush=True)
+            if weights == options.weights[0]:
+                first = done
+        line = llama(options, path, prompts, first, scratch)
+        print(json.dumps(line | {"weights": options.weights[0]} | about), flush=True)
 
 
 def llama(options, path, prompts, done, scratch) -> dict:

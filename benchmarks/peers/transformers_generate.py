@@ -19,6 +19,7 @@ arguments = parser.parse_args()
 
 model = transformers.AutoModelForCausalLM.from_pretrained(arguments.folder, dtype=torch.float32)
 model.eval()
+model.generation_config.eos_token_id = None  # past the end of an answer, as we do
 with open(arguments.request, encoding="utf-8") as handle:
     request = json.load(handle)
 out = []
@@ -30,7 +31,7 @@ for item in request:
         chosen = logprobs.gather(1, torch.tensor(tokens)[:, None])[:, 0]
         greedy = model.generate(
             torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False,
-            max_new_tokens=len(tokens), min_new_tokens=len(tokens), pad_token_id=0,
+            max_new_tokens=len(tokens), pad_token_id=0,
         )[0, len(prompt) :]  # fmt: skip
     out.append({
         "logprobs": chosen.tolist(),

@@ -26,7 +26,7 @@ def get_config(variant: str = "lora"):
     sft = SftConfig(seq_len=512, batch_rows=4, lora=LoraConfig(rank=16, alpha=32.0), epochs=2.0)
     optimizer = dataclasses.replace(sft.train.optimizer, learning_rate=1e-3, warmup_steps=10)
     train = dataclasses.replace(
-        sft.train, optimizer=optimizer, log_every=5, eval_every=60, checkpoint_every=30
+        sft.train, optimizer=optimizer, log_every=8, eval_every=64, checkpoint_every=32
     )
     config = BfclSftConfig(sft=dataclasses.replace(sft, train=train))
     if variant == "debug":
