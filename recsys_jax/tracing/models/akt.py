@@ -19,6 +19,7 @@ from recsys_jax.tracing.models.attention_inputs import (
     ResponseEmbedding,
     SetEmbedding,
 )
+from recsys_jax.tracing.models.attention_model import AttentionModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class AKTConfig:
             raise ValueError(f"difficulty_l2={self.difficulty_l2} must not be negative")
 
 
-class AKT(nn.Module):
+class AKT(AttentionModel):
     """Two encoders with decaying attention and a retriever of past answers.
 
     Inputs (Rasch embeddings), means over the question's concepts c:
@@ -60,17 +61,6 @@ class AKT(nn.Module):
     """
 
     config: AKTConfig
-    num_questions: int
-    num_concepts: int
-
-    soft_responses = True  # takes probabilities as responses
-
-    def __call__(self, batch: Batch, *, train: bool = False) -> jax.Array:
-        return self._run(batch, train)[1]
-
-    def states(self, batch: Batch, *, train: bool = False) -> jax.Array:
-        """Output of the retriever, (B, T, D)."""
-        return self._run(batch, train)[0]
 
     @nn.compact
     def _run(self, batch: Batch, train: bool) -> tuple[jax.Array, jax.Array]:

@@ -17,6 +17,7 @@ from recsys_jax.tracing.models.attention_inputs import (
     ResponseEmbedding,
     SetEmbedding,
 )
+from recsys_jax.tracing.models.attention_model import AttentionModel
 from recsys_jax.tracing.models.embeddings import normal
 
 
@@ -61,7 +62,7 @@ class _Sublayer(nn.Module):
         return x + Dropout(cfg.dropout_rate)(update, self.deterministic)
 
 
-class SAINT(nn.Module):
+class SAINT(AttentionModel):
     """Exercises up to t and responses up to t - 1, each with causal attention, then across.
 
     Encoder input: question + concepts + position; decoder input: start vector or the previous
@@ -69,17 +70,6 @@ class SAINT(nn.Module):
     """
 
     config: SAINTConfig
-    num_questions: int
-    num_concepts: int
-
-    soft_responses = True  # takes probabilities as responses
-
-    def __call__(self, batch: Batch, *, train: bool = False) -> jax.Array:
-        return self._run(batch, train)[1]
-
-    def states(self, batch: Batch, *, train: bool = False) -> jax.Array:
-        """Output of the decoder before the head, (B, T, D)."""
-        return self._run(batch, train)[0]
 
     @nn.compact
     def _run(self, batch: Batch, train: bool) -> tuple[jax.Array, jax.Array]:

@@ -12,6 +12,7 @@ from recsys_jax.sequential.randomness import Dropout
 from recsys_jax.tracing.batch import Batch
 from recsys_jax.tracing.models import attention_blocks as blocks
 from recsys_jax.tracing.models.attention_inputs import QuestionEmbedding, SetEmbedding
+from recsys_jax.tracing.models.attention_model import AttentionModel
 from recsys_jax.tracing.models.embeddings import Interactions, normal
 
 
@@ -34,7 +35,7 @@ class SAKTConfig:
         blocks.check_width(self.embedding_dim, self.num_heads, self.dropout_rate)
 
 
-class SAKT(nn.Module):
+class SAKT(AttentionModel):
     """The next exercise attends to earlier answers; keys and values carry learned positions.
 
     logit_t = w . block(query = E[exercise_t], keys = values = E[exercise_s, r_s] + P_s, s < t).
@@ -44,17 +45,6 @@ class SAKT(nn.Module):
     """
 
     config: SAKTConfig
-    num_questions: int
-    num_concepts: int
-
-    soft_responses = True  # takes probabilities as responses
-
-    def __call__(self, batch: Batch, *, train: bool = False) -> jax.Array:
-        return self._run(batch, train)[1]
-
-    def states(self, batch: Batch, *, train: bool = False) -> jax.Array:
-        """Output of the last block before the head, (B, T, D)."""
-        return self._run(batch, train)[0]
 
     @nn.compact
     def _run(self, batch: Batch, train: bool) -> tuple[jax.Array, jax.Array]:

@@ -15,6 +15,7 @@ from recsys_jax.tracing.models.attention_inputs import (
     ResponseEmbedding,
     SetEmbedding,
 )
+from recsys_jax.tracing.models.attention_model import AttentionModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class SimpleKTConfig:
         blocks.check_width(self.embedding_dim, self.num_heads, self.dropout_rate)
 
 
-class SimpleKT(nn.Module):
+class SimpleKT(AttentionModel):
     """Questions with a vector of difficulty attend to earlier answers.
 
     x_t = c + mu_q * d_c (mu_q a vector, elementwise), y_t = c + g_r, c and d_c means over the
@@ -42,17 +43,6 @@ class SimpleKT(nn.Module):
     """
 
     config: SimpleKTConfig
-    num_questions: int
-    num_concepts: int
-
-    soft_responses = True  # takes probabilities as responses
-
-    def __call__(self, batch: Batch, *, train: bool = False) -> jax.Array:
-        return self._run(batch, train)[1]
-
-    def states(self, batch: Batch, *, train: bool = False) -> jax.Array:
-        """Output of the last block, (B, T, D)."""
-        return self._run(batch, train)[0]
 
     @nn.compact
     def _run(self, batch: Batch, train: bool) -> tuple[jax.Array, jax.Array]:
