@@ -11,14 +11,13 @@ Q4_1 file and quantises activations as well. One JSON line per comparison.
 
 import argparse
 import json
-import os
 import pathlib
 import platform
-import subprocess
 import sys
 import tempfile
 
 import numpy as np
+from parity_smollm2 import peer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -36,15 +35,6 @@ PROMPTS = (
     "Why do leaves change colour in autumn?", "Describe a sunset without naming a colour.",
 )  # fmt: skip
 NEW_TOKENS = 64
-
-
-def peer(python: str, script: str, *arguments: str) -> dict:
-    command = [python, str(ROOT / "benchmarks" / "peers" / script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if done.returncode or not lines:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return json.loads(lines[-1].removeprefix("RESULT "))
 
 
 def partings(mine: list[list[int]], theirs: list[list[int]], margins) -> dict:
