@@ -24,6 +24,7 @@ from pangu_jax.inference import Request, SamplingParams
 from pangu_jax.inference.config import EngineConfig
 from pangu_jax.inference.engine import Engine
 from pangu_jax.inference.prompts import chat_ids
+from pangu_jax.parallel.mesh import make_mesh
 from pangu_jax.training.sft import SftConfig, TunedModel, train
 from pangu_jax.training.sft.prepare import load_base
 from pangu_jax.weights import LoadedModel, LoadedTokenizer
@@ -99,14 +100,15 @@ def split_items(config: BfclSftConfig, tokenizer: LoadedTokenizer) -> Split:
 
 
 def judge(tuned: TunedModel, items: Sequence[Item], config: BfclSftConfig) -> Report:
-    """Greedy answers of a tuned model, judged by BFCL's rules."""
+    """Greedy answers of a tuned model, judged by BFCL's rules.
+
+    Raises:
+      RuntimeError: the engine failed on one of them.
+    """
     sampling = SamplingParams(max_tokens=config.answer_tokens)
     # The engine runs on one device, whatever training is divided over.
     params, adapter = jax.device_get((tuned.params, tuned.adapter))
-    mesh = jax.make_mesh(
-        (1,), ("data",), devices=jax.local_devices()[:1], axis_types=(jax.sharding.AxisType.Auto,)
-    )
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(make_mesh(devices=jax.local_devices()[:1])):
         adapters = () if adapter is None else (adapter,)
         model = LoadedModel(tuned.config, params, tuned.tokenizer)
         engine = Engine(model, config.engine, adapters=adapters)
@@ -117,7 +119,14 @@ def judge(tuned: TunedModel, items: Sequence[Item], config: BfclSftConfig) -> Re
             )
             for item in items
         ]  # fmt: skip
-        return evaluate(items, [completion.text for completion in engine.generate(requests)])
+        completions = engine.generate(requests)
+    failed = [completion for completion in completions if completion.error is not None]
+    if failed:  # an answer that was never made is not a wrong one
+        raise RuntimeError(
+            f"{len(failed)} of {len(completions)} held-out items were not answered; the first, "
+            f"{failed[0].id!r}: {failed[0].error}"
+        )
+    return evaluate(items, [completion.text for completion in completions])
 
 
 def _keep(workdir: pathlib.Path, step: int, report: Report) -> None:

@@ -1,7 +1,10 @@
 """A whole run of fine-tuning on BFCL with a random model: split, training, answers, report."""
 
+import dataclasses
 import json
 
+import jax
+import numpy as np
 import pytest
 
 from agents_jax.tools.bfcl import fine_tuning
@@ -29,6 +32,44 @@ def test_a_run_judges_answers_before_and_after(real_items, tmp_path, capsys):
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     out = capsys.readouterr().out
     assert "Apache-2.0" in out and "items to train on" in out
+
+
+def test_answers_inside_a_run_are_those_of_the_engine_alone(real_items, tmp_path, monkeypatch):
+    """Training's mesh and axis rules are in force where `judge` is called; they change no answer."""
+    kept = {}
+    real_evaluate, real_judge = fine_tuning.evaluate, fine_tuning.judge
+
+    def evaluate(items, texts):
+        kept.setdefault("texts", []).append(list(texts))
+        return real_evaluate(items, texts)
+
+    def judge(tuned, items, settings):
+        host = jax.device_get((tuned.params, tuned.adapter))
+        host = jax.tree.map(np.copy, host)  # training goes on in the buffers these look into
+        kept["last"] = (
+            dataclasses.replace(tuned, params=host[0], adapter=host[1]),
+            items,
+            settings,
+        )
+        jax.clear_caches()  # so that programs are traced under the rules of training
+        return real_judge(tuned, items, settings)
+
+    monkeypatch.setattr(fine_tuning, "evaluate", evaluate)
+    monkeypatch.setattr(fine_tuning, "judge", judge)
+    assert fine_tuning.run("train", config(), tmp_path, []) == 0
+    inside = kept["texts"][-1]
+    assert any(inside)
+    real_judge(*kept["last"])
+    assert kept["texts"][-1] == inside
+
+
+def test_an_answer_that_failed_is_not_a_wrong_one(real_items, tmp_path, monkeypatch):
+    def fail(*args):
+        raise FloatingPointError("made up")
+
+    monkeypatch.setattr(fine_tuning.Engine, "_prefill", fail)
+    with pytest.raises(RuntimeError, match=r"2 of 2 .* FloatingPointError: made up"):
+        fine_tuning.run("train", config(), tmp_path, [])
 
 
 def test_mistakes_are_named(tmp_path):
