@@ -35,7 +35,7 @@ def test_a_run_judges_answers_before_and_after(real_items, tmp_path, capsys):
 
 
 def test_answers_inside_a_run_are_those_of_the_engine_alone(real_items, tmp_path, monkeypatch):
-    """Training's mesh and axis rules are in force where `judge` is called; they change no answer."""
+    """Training's mesh and axis rules are in force around `judge`; they change no answer."""
     kept = {}
     real_evaluate, real_judge = fine_tuning.evaluate, fine_tuning.judge
 
