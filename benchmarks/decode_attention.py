@@ -36,6 +36,9 @@ _IMPLEMENTATIONS = flags.DEFINE_list(
     "implementations", ["writes", "xla"],
     "Of writes, definition, contiguous, xla, pallas_tpu, pallas_gpu.",
 )  # fmt: skip
+_QUERY_DTYPE = flags.DEFINE_string(
+    "query_dtype", "float32", "Type of the queries; the kernel for GPUs takes 16 bits."
+)
 _LAYERS = flags.DEFINE_integer("layers", 30, "Layers of the step.", lower_bound=1)
 _HEADS = flags.DEFINE_integer("heads", 9, "Query heads N.", lower_bound=1)
 _KV_HEADS = flags.DEFINE_integer("kv_heads", 3, "Key-value heads K.", lower_bound=1)
@@ -81,7 +84,7 @@ def step(implementation):
         for k, v in zip(keys, values, strict=True):
             new = x[:, :kv_heads]
             k, v = (write(pool, new, tables, lengths - 1) for pool in (k, v))
-            x = 0.5 * (x + attend(x, k, v, tables, lengths))
+            x = (0.5 * (x + attend(x, k, v, tables, lengths))).astype(x.dtype)
             pools.append((k, v))
         return x, *map(list, zip(*pools, strict=True))
 
@@ -99,7 +102,7 @@ def arguments(rows, slots, page, dtype, implementation):
     pool = jnp.asarray(rng.normal(size=shape), dtype)
     pools = [[jnp.array(pool, copy=True) for _ in range(_LAYERS.value)] for _ in "kv"]
     length = max(1, int(slots * _FILL.value) - 1)
-    x = jnp.asarray(rng.normal(size=(rows, _HEADS.value, _WIDTH.value)), jnp.float32)
+    x = jnp.asarray(rng.normal(size=(rows, _HEADS.value, _WIDTH.value)), _QUERY_DTYPE.value)
     return x, *pools, jnp.asarray(tables, jnp.int32), jnp.full(rows, length, jnp.int32)
 
 

@@ -15,7 +15,7 @@ from pangu_jax.models.lora import LoraConfig
 from pangu_jax.training.sft import SftConfig
 
 VARIANTS = {
-    "lora": Variant("LoRA of SmolLM2-135M on single calls", "not measured", "docs/bfcl.md"),
+    "lora": Variant("LoRA of SmolLM2-135M on single calls", "15 min", "docs/bfcl.md"),
     "debug": Variant("a few steps, a few answers", "not measured", "runs through"),
 }
 

@@ -1,9 +1,9 @@
 """Walking over rows on a Hopper GPU: what the Mosaic GPU kernels of RMSNorm share.
 
-A block of up to eight warpgroups owns a share of the rows, and every warpgroup a slice of the
-columns. Rows arrive one by one through a ring of shared-memory slots that each warpgroup fills by
-TMA for itself; results go into the slots they came from and leave by TMA. Gains stay in registers
-from the first row to the last, and so do the float32 sums for the gradients of the gains: shared
+A block of up to eight warpgroups owns every n-th row, n the number of blocks, and every warpgroup a
+slice of the columns. Rows arrive one by one through a ring of shared-memory slots that each
+warpgroup fills by TMA for itself; results go into the slots they came from and leave by TMA. Gains
+stay in registers from the first row to the last, and so do the float32 sums for the gradients of the gains: shared
 memory holds nothing but rows on their way, which is what the bandwidth of the memory asks for.
 Each block writes its own sums, which XLA adds up, so results repeat bit for bit.
 
@@ -89,7 +89,7 @@ def _evenness(lines):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a kernel divides the rows: blocks of `share` rows, `stages` rows in flight in each.
+    """How a kernel divides the rows: blocks of up to `share` rows, `stages` rows in flight in each.
 
     gains_kept: whether the gains stay in registers, or come from the second-level cache each time.
     """
@@ -272,22 +272,25 @@ def over_rows(
         slots = {name: next(refs) for name in rows}
         partial, ready, meet = refs
         block, group = lax.axis_index("block"), lax.axis_index("group")
-        first = block * how.share
-        last = jnp.minimum(first + how.share, spec.rows)
+        count = (spec.rows - block + how.blocks - 1) // how.blocks
+
+        def nth(n):
+            # What the chip reads and writes at a time lies together, whatever the number of blocks.
+            return block + n * how.blocks
 
         def barrier(slot):
             return ready.at[slot * spec.groups + group]
 
-        def issue(t, slot):
+        def issue(n, slot):
             for name in rows:
-                source = sources[name].at[t, group]
+                source = sources[name].at[nth(n), group]
                 plgpu.copy_gmem_to_smem(source, slots[name].at[slot, group], barrier(slot))
 
         for slot in range(stages):
 
-            @pl.when(first + slot < last)
+            @pl.when(slot < count)
             def _start(slot=slot):
-                issue(first + slot, slot)
+                issue(jnp.int32(slot), slot)
 
         def gain(name, n):
             return _read(spec, gain_refs[name].at[group], spec.chunks[n], optimized=False)
@@ -298,26 +301,30 @@ def over_rows(
             def gain(name, n):
                 return kept[name][n]
 
-        def step(t, carry):
-            slot = lax.rem(t - first, jnp.int32(stages))
+        def step(n, carry):
+            slot = lax.rem(n, jnp.int32(stages))
             plgpu.barrier_wait(barrier(slot))
             place = {name: slots[name].at[slot, group] for name in rows}
-            row = Row(spec, place, gain, (partial, meet, (t - first) * means, group))
+            row = Row(spec, place, gain, (partial, meet, n * means, group))
             carry = body(row, carry)
             plgpu.commit_smem()
             for name in outputs:
-                plgpu.copy_smem_to_gmem(place[name], targets[name].at[t, group])
+                plgpu.copy_smem_to_gmem(place[name], targets[name].at[nth(n), group])
 
-            @pl.when(t + stages < last)
+            # The slot of the row before is filled again, whose results had this row's time to
+            # leave it; with a single slot there is no time to give.
+            late = 1 if stages > 1 else 0
+            following = n - late + stages
+
+            @pl.when((n >= late) & (following < count))
             def _refill():
-                # What leaves the slot must have left before TMA overwrites it.
-                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                issue(t + stages, slot)
+                plgpu.wait_smem_to_gmem(late * len(outputs), wait_read_only=True)
+                issue(following, lax.rem(following, jnp.int32(stages)))
 
             return carry
 
         totals = {name: [_zeros(spec, c) for c in spec.chunks] for name in sums}
-        totals = lax.fori_loop(first, last, step, totals)
+        totals = lax.fori_loop(0, count, step, totals)
         for name in sums:
             for c, value in zip(spec.chunks, totals[name], strict=True):
                 sum_targets[name].at[block, group, c][...] = value
