@@ -52,9 +52,7 @@ _TABLE = {
 }
 # What `auto` may take beside XLA; sizes are the slots M * page of a row. The numbers behind a rule
 # stand in docs/kernels.md; below its size the kernel is ahead too, but takes long to compile.
-MEASURED: tuple[measured.Rule, ...] = (
-    measured.Rule("NVIDIA H100", "pallas_gpu", at_least=2048),
-)
+MEASURED: tuple[measured.Rule, ...] = (measured.Rule("NVIDIA H100", "pallas_gpu", at_least=2048),)
 _PAGE_TYPES = (jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16)
 
 
