@@ -23,6 +23,7 @@ DEFAULT_CONFIG = "configs/recsys/fuxi_alpha.py:ml100k"
 # Experiment name in a configuration -> module with one function per mode.
 EXPERIMENTS = {
     "recsys.sequential": "recsys_jax.sequential.experiment",
+    "recsys.tracing": "recsys_jax.tracing.experiment",
     "pangu.pretrain": "pangu_jax.pretraining.experiment",
     "pangu.comparison": "pangu_jax.pretraining.comparison",
     "pangu.plan": "pangu_jax.planning.experiment",

@@ -50,6 +50,8 @@ def build(
 class AdversarialProgram:
     """One training step: the discriminator at every n-th, then the generator (spec 1.9).
 
+    Without rl_weight there are no rewards, and the discriminator stays as it began.
+
     Both use Adam without decay or clipping. The generator's rewards come from the discriminator
     as it is after its own update.
     """
@@ -85,7 +87,11 @@ class AdversarialProgram:
         def learn(_):
             return self._update("discriminator", params, opt_state, batch, tables, d_key)
 
-        if every == 1:
+        if not self.objectives.config.rl_weight:
+            # Nothing asks the discriminator for rewards: it need not learn.
+            zero = jnp.zeros(())
+            learned = (*(x["discriminator"] for x in (params, opt_state)), zero, {}, zero)
+        elif every == 1:
             learned = learn(None)
         else:
             shapes = jax.eval_shape(learn, None)

@@ -38,8 +38,8 @@ class Predictor:
     feedback: tuple[str, ...] = FEEDBACK
 
 
-def predictor_of(model, variables) -> Predictor:
-    """The Predictor of a Flax tracing model and its variables, compiled once per batch shape."""
+def predictors_of(model) -> Callable[[Any], Predictor]:
+    """variables -> the Predictor of a Flax tracing model, compiled once per batch shape."""
     from recsys_jax.tracing.rollout import is_stepped, rollout
 
     logits = jax.jit(lambda variables, batch: model.apply(variables, batch))
@@ -51,11 +51,20 @@ def predictor_of(model, variables) -> Predictor:
     )
     # Attention models look responses up in tables, where half an answer has no row.
     soft = is_stepped(model) or getattr(model, "soft_responses", False)
-    return Predictor(
-        lambda batch: logits(variables, batch),
-        lambda batch, observed, feedback, key: roll(variables, batch, observed, feedback, key),
-        FEEDBACK if soft else FEEDBACK[:2],
-    )
+
+    def predictor(variables) -> Predictor:
+        return Predictor(
+            lambda batch: logits(variables, batch),
+            lambda batch, observed, feedback, key: roll(variables, batch, observed, feedback, key),
+            FEEDBACK if soft else FEEDBACK[:2],
+        )
+
+    return predictor
+
+
+def predictor_of(model, variables) -> Predictor:
+    """The Predictor of a model and its variables; see `predictors_of` for several of them."""
+    return predictors_of(model)(variables)
 
 
 @dataclasses.dataclass(frozen=True)

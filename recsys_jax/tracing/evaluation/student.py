@@ -32,10 +32,17 @@ class Simulation:
     probability: np.ndarray
     answers: np.ndarray
 
-    def write(self, path, *, student_ids: Sequence[Any] | None = None) -> int:
+    def write(
+        self,
+        path,
+        *,
+        student_ids: Sequence[Any] | None = None,
+        question_ids: np.ndarray | None = None,
+    ) -> int:
         """Writes one row per student and question to .csv or .parquet; returns their number.
 
         Columns: student, place (from 1), question, probability, answer_1 ... answer_K.
+        question_ids: original ids by dense question; None writes the dense ones.
         Raises ValueError for another ending and for ids that do not fit the students.
         """
         import polars
@@ -47,10 +54,11 @@ class Simulation:
         if len(ids) != len(self.questions):
             raise ValueError(f"{len(ids)} student ids for {len(self.questions)} students.")
         student, place = np.nonzero(self.questions)
+        asked = self.questions[student, place]
         columns = {
             "student": ids[student],
             "place": place + 1,
-            "question": self.questions[student, place],
+            "question": asked if question_ids is None else question_ids[asked],
             "probability": self.probability[student, place],
         }
         columns |= {f"answer_{k + 1}": a[student, place] for k, a in enumerate(self.answers)}

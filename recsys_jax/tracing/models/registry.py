@@ -14,10 +14,12 @@ from typing import Any
 
 import flax.linen as nn
 
+from recsys_jax.tracing.advkt.model import AdvKTConfig, advkt_generator
 from recsys_jax.tracing.models.akt import AKT, AKTConfig
 from recsys_jax.tracing.models.atkt import ATKT, ATKTConfig
 from recsys_jax.tracing.models.bkt import BKT, BKTConfig, fit_bkt
 from recsys_jax.tracing.models.cl4kt import CL4KT, CL4KTConfig
+from recsys_jax.tracing.models.contrastive import difficulty_neighbours
 from recsys_jax.tracing.models.dkt import DKT, DKTConfig
 from recsys_jax.tracing.models.dkt2_multi import DKT2Multi, DKT2MultiConfig
 from recsys_jax.tracing.models.dkt_plus import DKTPlus, DKTPlusConfig
@@ -41,16 +43,17 @@ class ModelSpec:
     module: (config, num_questions, num_concepts) -> a Flax module that is a `TracingModel`.
     fit: (module, Batch of the training students) -> variables, for models that are not trained by
     gradient steps; None for the others.
+    arguments: (Batch of the training students, num_concepts) -> further keyword arguments of the
+    module's call in training, arrays made of training data; None for nothing.
+    program: (config, num_questions, num_concepts) -> a `StepProgram` with updates of its own, whose
+    parameters hold the module's under 'generator'; None for models with a loss.
     """
 
     config_class: type
     module: Callable[..., nn.Module]
     fit: Callable[..., Any] | None = None
-
-    @property
-    def stepped(self) -> bool:
-        """Whether the module is a `SteppedModel`; others are rolled out by whole passes."""
-        return hasattr(self.module, "update_step")
+    arguments: Callable[..., dict[str, Any]] | None = None
+    program: Callable[..., Any] | None = None
 
 
 MODELS: dict[str, ModelSpec] = {
@@ -69,8 +72,17 @@ MODELS: dict[str, ModelSpec] = {
     "saint": ModelSpec(SAINTConfig, SAINT),
     "akt": ModelSpec(AKTConfig, AKT),
     "simplekt": ModelSpec(SimpleKTConfig, SimpleKT),
-    "cl4kt": ModelSpec(CL4KTConfig, CL4KT),
+    "cl4kt": ModelSpec(
+        CL4KTConfig,
+        CL4KT,
+        arguments=lambda batch, concepts: {"neighbours": difficulty_neighbours(batch, concepts)},
+    ),
     # Adversarial multi-step training: the generator.
+    "advkt": ModelSpec(
+        AdvKTConfig,
+        advkt_generator,
+        program=lambda config, questions, concepts: config.program(questions, concepts),
+    ),
 }
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from recsys_jax.tracing.batch import Batch
 from recsys_jax.tracing.models import MODELS, build, model_spec
+from recsys_jax.tracing.rollout import is_stepped
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from tiny_batches import (  # noqa: E402
@@ -32,7 +33,6 @@ from tiny_batches import (  # noqa: E402
 TINY: dict[str, dict] = {}
 READS_NO_RESPONSES = {"question_mean"}
 models = pytest.mark.parametrize("name", MODELS)
-stepped = pytest.mark.parametrize("name", [name for name in MODELS if MODELS[name].stepped])
 
 
 def tiny(name: str):
@@ -46,6 +46,12 @@ def tiny(name: str):
         if type(value) is tuple and value and all(type(v) is int for v in value):
             values[field.name] = (8,) * len(value)
     return cls(**(values | TINY.get(name, {})))
+
+
+stepped = pytest.mark.parametrize(
+    "name",
+    [n for n in MODELS if is_stepped(build(n, tiny(n), num_questions=2, num_concepts=2))],
+)
 
 
 @functools.cache
