@@ -75,6 +75,7 @@ class AKT(AttentionModel):
                 cfg.dropout_rate,
                 shared_key_query=True,
                 monotonic=True,
+                causal=True,
                 name=name,
             )
 

@@ -18,10 +18,12 @@ import numpy as np
 
 from recsys_jax.sequential.layers import partitioned, torch_linear_bias, xavier_uniform
 from recsys_jax.sequential.randomness import Dropout
+from recsys_jax.tracing.models.attention_core import attend, decay, distances, masked_softmax
+
+__all__ = ["masked_softmax"]
 
 # PyTorch's default weight of a linear layer: uniform in +-1/sqrt(fan_in).
 torch_linear = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-_MASKED = -1e30
 
 
 def check_width(width: int, num_heads: int, dropout_rate: float) -> None:
@@ -51,26 +53,12 @@ def seen(mask: jax.Array, *, strict: bool = False, causal: bool = True) -> jax.A
     return jnp.broadcast_to(mask[:, None, None, :] & past, (*mask.shape[:1], 1, steps, steps))
 
 
-def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax over the keys that are seen; zeros, with zero gradient, where none is."""
-    return jnp.where(mask, jax.nn.softmax(jnp.where(mask, scores, _MASKED), axis=-1), 0)
-
-
 def distance_effect(scores: jax.Array, mask: jax.Array, gamma: jax.Array) -> jax.Array:
     """AKT's decay exp(-softplus(gamma_h) * distance) of each score, (B, H, T, T), within [1e-5, 1].
 
-    distance(t, s) = sqrt(|t - s| * weight that plain attention at t puts on keys after s), no
-    gradient through it (AKT, spec 3.1). gamma: (H,).
+    No gradient through the distance (`attention_core.distances`, AKT, spec 3.1). gamma: (H,).
     """
-    steps = scores.shape[-1]
-    weights = masked_softmax(jax.lax.stop_gradient(scores), mask)
-    # Weight after each key as a product with a triangle of ones: several times faster than a
-    # cumulative sum on a CPU, and never negative.
-    after = np.tri(steps, k=-1, dtype=np.float32)
-    later = jnp.einsum("bhts,sr->bhtr", weights, after, precision=jax.lax.Precision.HIGHEST)
-    apart = np.abs(np.arange(steps)[:, None] - np.arange(steps)).astype(np.float32)
-    distance = jax.lax.stop_gradient(jnp.sqrt(later * apart))
-    return jnp.maximum(jnp.exp(-jax.nn.softplus(gamma)[:, None, None] * distance), 1e-5)
+    return decay(distances(scores, mask), gamma[:, None, None])
 
 
 def sinusoid(steps: int, dim: int) -> np.ndarray:
@@ -110,13 +98,15 @@ class MultiHeadAttention(nn.Module):
     """Projected attention of (B, T, D) queries over (B, T, D) keys and values.
 
     shared_key_query: one projection for both (AKT's K = Q). monotonic: scores decay with AKT's
-    distance. Weights xavier uniform, output PyTorch's default, biases zero.
+    distance. causal: promises that no query sees a key after its own step, which then costs
+    nothing. Weights xavier uniform, output PyTorch's default, biases zero.
     """
 
     num_heads: int
     dropout_rate: float
     shared_key_query: bool = False
     monotonic: bool = False
+    causal: bool = False
 
     @nn.compact
     def __call__(self, query, key, value, mask, *, deterministic: bool) -> jax.Array:
@@ -136,19 +126,26 @@ class MultiHeadAttention(nn.Module):
         else:
             q = split(projection("query")(query))
         v = split(projection("value")(value))
+        gamma = None
+        if self.monotonic:
+            # Xavier uniform of an (H, 1, 1) tensor, as released.
+            bound = (6.0 / (1 + heads)) ** 0.5
+            gamma = self.param(
+                "gamma",
+                lambda rng: jax.random.uniform(rng, (heads,), minval=-bound, maxval=bound),
+            )
+        drops = self.dropout_rate > 0 and not deterministic
         with jax.named_scope("attention"):
-            scores = jnp.einsum("bthd,bshd->bhts", q, k) * (dim // heads) ** -0.5
-            if self.monotonic:
-                # Xavier uniform of an (H, 1, 1) tensor, as released.
-                bound = (6.0 / (1 + heads)) ** 0.5
-                gamma = self.param(
-                    "gamma",
-                    lambda rng: jax.random.uniform(rng, (heads,), minval=-bound, maxval=bound),
-                )
-                scores = scores * distance_effect(scores, mask, gamma)
-            weights = masked_softmax(scores, mask)
-            weights = Dropout(self.dropout_rate)(weights, deterministic)
-            out = jnp.einsum("bhts,bshd->bthd", weights, v).reshape(rows, steps, dim)
+            out = attend(
+                q,
+                k,
+                v,
+                mask,
+                causal=self.causal,
+                gamma=gamma,
+                rng=self.make_rng("dropout") if drops else None,
+                dropout_rate=self.dropout_rate,
+            ).reshape(rows, steps, dim)
         return Linear(dim, bias_init=nn.initializers.zeros, name="out")(out)
 
 
@@ -173,6 +170,7 @@ class PostNormBlock(nn.Module):
     dropout_rate: float
     shared_key_query: bool = False
     monotonic: bool = False
+    causal: bool = False
 
     @nn.compact
     def __call__(
@@ -183,6 +181,7 @@ class PostNormBlock(nn.Module):
             self.dropout_rate,
             self.shared_key_query,
             self.monotonic,
+            self.causal,
             name="attention",
         )(query, key, value, mask, deterministic=deterministic)
         x = layer_norm("attention_norm")(

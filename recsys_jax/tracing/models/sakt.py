@@ -61,7 +61,9 @@ class SAKT(AttentionModel):
         positions = self.param("positions", partitioned(normal, None, "embed"), (cfg.max_len, dim))
         keys = answers + positions[:steps]
         for i in range(cfg.num_blocks):
-            keys = blocks.PostNormBlock(cfg.num_heads, dim, cfg.dropout_rate, name=f"block_{i}")(
+            keys = blocks.PostNormBlock(
+                cfg.num_heads, dim, cfg.dropout_rate, causal=True, name=f"block_{i}"
+            )(
                 query,
                 keys,
                 keys,
