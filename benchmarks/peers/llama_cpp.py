@@ -1,9 +1,11 @@
 """Tokens and next-token log-probabilities of a GGUF file, computed by llama.cpp.
 
 Runs inside an environment of its own (`pip install xllamacpp==2026.10.11549`); called by
-benchmarks/parity_smollm2.py. --request is a JSON file {"texts": [...], "ids": [...], "from": n}:
-every text is tokenized, and for every prefix of `ids` of at least n tokens the likeliest next
-token and the log-probability of the top five are asked for. Prints one RESULT line.
+benchmarks/parity_smollm2.py and benchmarks/generation_parity.py. --request is a JSON file
+{"texts": [...], "ids": [...], "from": n, "items": [{"prompt": [ids], "tokens": [ids]}]}, all
+optional: every text is tokenized; for every prefix of `ids` of at least n tokens, and of every
+item's prompt and tokens from the end of its prompt on, the log-probabilities of the likeliest next
+tokens are asked for. Prints one RESULT line.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import xllamacpp
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", required=True)
 parser.add_argument("--request", required=True)
+parser.add_argument("--top", type=int, default=5, help="How many of the likeliest tokens.")
 parser.add_argument("--cache_float32", action="store_true", help="Not float16 keys and values.")
 arguments = parser.parse_args()
 
@@ -41,21 +44,29 @@ def tokenize(text):
 
 
 def next_token(ids):
-    reply = server.handle_completions(
-        {"prompt": ids, "n_predict": 1, "n_probs": 5, "temperature": 0.0, "cache_prompt": True}
-    )
+    reply = server.handle_completions({
+        "prompt": ids, "n_predict": 1, "n_probs": arguments.top, "temperature": 0.0,
+        "cache_prompt": True,
+    })  # fmt: skip
     top = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
     return {str(entry["id"]): entry["logprob"] for entry in top}
 
 
-ids = request["ids"]
+def along(ids, start):
+    return [next_token(ids[:end]) for end in range(start, len(ids))]
+
+
 print(
     "RESULT "
     + json.dumps(
         {
             "peer": f"xllamacpp {importlib.metadata.version('xllamacpp')}",
-            "tokens": [tokenize(text) for text in request["texts"]],
-            "top": [next_token(ids[:end]) for end in range(request["from"], len(ids))],
+            "tokens": [tokenize(text) for text in request.get("texts", [])],
+            "top": along(request.get("ids", []), request.get("from", 1)),
+            "items": [
+                along(item["prompt"] + item["tokens"], len(item["prompt"]))
+                for item in request.get("items", [])
+            ],
         }
     )
 )

@@ -2,8 +2,9 @@
 
 Runs inside an environment of its own (`pip install torch==2.13.0 transformers==5.23.0`); called by
 benchmarks/generation_parity.py. --request is a JSON list of {"prompt": [ids], "tokens": [ids]}.
-Prints one RESULT line: for each, the float32 log-probability of every given token, the two largest
-log-probabilities in its place, and the greedy continuation of the prompt.
+Prints one RESULT line: for each, the float32 log-probability of every given token, the twenty
+likeliest in its place as [id, log-probability], and with --greedy the greedy continuation of the
+prompt.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import transformers
 parser = argparse.ArgumentParser()
 parser.add_argument("--folder", required=True)
 parser.add_argument("--request", required=True)
+parser.add_argument("--greedy", action="store_true")
 arguments = parser.parse_args()
 
 model = transformers.AutoModelForCausalLM.from_pretrained(arguments.folder, dtype=torch.float32)
@@ -29,15 +31,20 @@ for item in request:
         logits = model(torch.tensor([prompt + tokens])).logits[0].float()
         logprobs = torch.log_softmax(logits, -1)[len(prompt) - 1 : -1]
         chosen = logprobs.gather(1, torch.tensor(tokens)[:, None])[:, 0]
-        greedy = model.generate(
-            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False,
-            max_new_tokens=len(tokens), pad_token_id=0,
-        )[0, len(prompt) :]  # fmt: skip
-    out.append({
-        "logprobs": chosen.tolist(),
-        "best": logprobs.topk(2).values.tolist(),
-        "greedy": greedy.tolist(),
-    })  # fmt: skip
+        values, ids = logprobs.topk(20)
+        entry = {
+            "logprobs": chosen.tolist(),
+            "top": [
+                list(zip(i, v, strict=True))
+                for i, v in zip(ids.tolist(), values.tolist(), strict=True)
+            ],
+        }
+        if arguments.greedy:
+            entry["greedy"] = model.generate(
+                torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False,
+                max_new_tokens=len(tokens), pad_token_id=0,
+            )[0, len(prompt) :].tolist()  # fmt: skip
+    out.append(entry)
 print(
     "RESULT "
     + json.dumps(
