@@ -40,7 +40,12 @@ def entry(model: str, overrides: dict[str, Any] | None = None, **config: Any) ->
 
 
 def experiment(
-    data: str, models: Models, *, seeds: tuple[int, ...] = (0,), epochs: float = 100.0, **fields: Any
+    data: str,
+    models: Models,
+    *,
+    seeds: tuple[int, ...] = (0,),
+    epochs: float = 100.0,
+    **fields: Any,
 ) -> ConfigDict:
     """Models on one of DATA, checkpoint by validation AUC, early stopping after ten evaluations."""
     config = TracingConfig(
@@ -60,6 +65,7 @@ def debug(models: Models, **fields: Any) -> ConfigDict:
     config.data = as_config_dict(small)
     config.learning.epochs = 2.0
     config.learning.batch_size = 16
+    config.learning.length_buckets = 1
     config.train.quick_compile = True
     config.train.log_every = 5
     config.evaluation = as_config_dict(

@@ -34,6 +34,9 @@ class LearningConfig:
     epochs: passes over the training students, and evaluation after each `eval_epochs`; None takes
       train.steps and train.eval_every as they are.
     batch_size: students of a batch.
+    length_buckets: batches of students with about as many answers each, of so many lengths at most
+      (one compilation each), so that little of them is padding; every answer counts alike in the
+      loss whatever its batch. 1: all batches are as long as the longest sequence.
     """
 
     supervision: Supervision = "true"
@@ -41,6 +44,7 @@ class LearningConfig:
     epochs: float | None = 100.0
     eval_epochs: float = 1.0
     batch_size: int = 64
+    length_buckets: int = 4
 
     def __post_init__(self):
         if self.supervision not in SUPERVISION:
@@ -54,8 +58,9 @@ class LearningConfig:
             raise ValueError(
                 f"epochs={self.epochs} and eval_epochs={self.eval_epochs} must be above 0."
             )
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be at least 1.")
+        for name in ("batch_size", "length_buckets"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ def observed_steps(config: LearningConfig, mask: jax.Array, key: jax.Array) -> j
 
 
 def make_loss(
-    model: nn.Module, config: LearningConfig
+    model: nn.Module, config: LearningConfig, answers: float | None = None
 ) -> Callable[[Any, Batch, jax.Array, dict[str, Any]], LossSums]:
     """(params, batch, key, arguments) -> sums of the cross-entropy and of what the model sows.
 
@@ -41,6 +41,9 @@ def make_loss(
     roll-out of the same parameters was fed, without dropout, and no gradient flows through them.
     Losses that a model sows then speak of the responses that it was fed. arguments: keyword
     arguments of the model's call.
+
+    answers: of an average batch. Where it is given the gradient is that of the batch's sum divided
+    by this number, so that an answer in a batch of few counts as much as any other.
     """
 
     def loss(params, batch: Batch, key: jax.Array, arguments: dict[str, Any]) -> LossSums:
@@ -61,6 +64,7 @@ def make_loss(
         further = sum(jax.tree.leaves(sown), jnp.zeros(()))
         weight = jnp.sum(batch.mask).astype(jnp.float32)
         metrics = {"bce": nll * weight, "further_losses": further * weight}
-        return LossSums((nll + further) * weight, weight, metrics)
+        divisor = weight if answers is None else jnp.float32(answers)
+        return LossSums((nll + further) * weight, divisor, metrics)
 
     return loss

@@ -71,7 +71,8 @@ class Run:
         train = dataclasses.replace(self.entry.train, seed=self.seed)
         if learning.epochs is None or not self.entry.trained:
             return train
-        per_epoch = math.ceil(len(self.data.sequences("train")) / learning.batch_size)
+        number = np.searchsorted(self.lengths, self.data.sequences("train").lengths)
+        per_epoch = sum(math.ceil(n / learning.batch_size) for n in np.bincount(number))
         return dataclasses.replace(
             train,
             steps=max(1, round(learning.epochs * per_epoch)),
@@ -79,12 +80,9 @@ class Run:
         )
 
     @functools.cached_property
-    def length(self) -> int:
-        """Steps of every batch: the longest sequence of any part, rounded up."""
-        longest = max(
-            int(self.data.sequences(part).lengths.max()) for part in ("train", "valid", "test")
-        )
-        return -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+    def lengths(self) -> list[int]:
+        """Rising lengths of the batches, the last one for the longest sequence of any part."""
+        return batch_lengths(self.data, self.entry.learning.length_buckets)
 
     def describe(self) -> dict[str, Any]:
         """What makes this run what it is; written to its config.json."""
@@ -105,7 +103,7 @@ class Run:
         if not self.entry.trained:
             return None
         dataset = self.data.training_batches(
-            batch_size=self.entry.learning.batch_size, length=self.length, seed=self.seed,
+            batch_size=self.entry.learning.batch_size, buckets=self.lengths, seed=self.seed,
             process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
         started = time.perf_counter()
@@ -130,7 +128,11 @@ class Run:
         return self.model.init(key, batch)["params"]
 
     def _loss(self):
-        return None if self.program is not None else make_loss(self.model, self.entry.learning)
+        if self.program is not None:
+            return None
+        mean = len(self.lengths) > 1 and self.data.sequences("train").lengths.mean()
+        answers = float(mean * self.entry.learning.batch_size) if mean else None
+        return make_loss(self.model, self.entry.learning, answers)
 
     def _frozen(self) -> Any:
         """Arrays made of training data that the step reads."""
@@ -143,7 +145,7 @@ class Run:
         """All training students in one batch of NumPy arrays."""
         sequences = self.data.sequences("train")
         index = np.arange(len(sequences))
-        return make_batch(self.data.log, sequences, index, len(index), self.length).batch
+        return make_batch(self.data.log, sequences, index, len(index), self.lengths[-1]).batch
 
     def _validate(self, params: Any, step: int) -> dict[str, float]:
         del step
@@ -196,7 +198,7 @@ class Run:
 
     def _batches(self, part: str):
         size = self.experiment.evaluation.batch_size
-        return self.data.evaluation_batches(part, batch_size=size, length=self.length)
+        return self.data.evaluation_batches(part, batch_size=size, buckets=self.lengths)
 
     @property
     def train_seconds(self) -> float:
@@ -204,6 +206,18 @@ class Run:
             return float(json.loads((self.path / "timing.json").read_text())["train_seconds"])
         except (OSError, ValueError, KeyError):
             return 0.0
+
+
+def batch_lengths(data: TracingData, count: int) -> list[int]:
+    """At most `count` rising lengths, multiples of 8, that divide the students about equally; the
+    last one holds the longest sequence of any part."""
+    lengths = [data.sequences(part).lengths for part in ("train", "valid", "test")]
+    wanted = [*np.quantile(lengths[0], np.arange(1, count) / count), max(x.max() for x in lengths)]
+    return sorted({_rounded(int(np.ceil(length))) for length in wanted})
+
+
+def _rounded(length: int) -> int:
+    return -(-length // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
 
 
 def _stoppable(batches):

@@ -101,15 +101,7 @@ def batches(
         raise DataError("There are no training sequences; see --config.data.split.*.")
     if batch_size < 1:
         raise DataError(f"batch_size must be at least 1, got {batch_size}.")
-    longest = int(sequences.lengths.max())
-    edges = np.array(list(buckets) or [longest if length is None else length])
-    if (np.diff(edges) <= 0).any() or edges[0] < 1 or edges[-1] < longest:
-        raise DataError(
-            f"Lengths {edges.tolist()} must be positive, rising, and the last at least {longest}, "
-            "the longest sequence."
-        )
-    if buckets and length is not None:
-        raise DataError("Give either length or buckets, not both.")
+    edges = _edges(sequences, length, buckets)
     mine = engine.ProcessRows.of(batch_size, process_index, process_count)
     bucket = np.searchsorted(edges, sequences.lengths)
 
@@ -139,26 +131,46 @@ def evaluation_batches(
     *,
     batch_size: int,
     length: int | None = None,
+    buckets: Sequence[int] = (),
     allow_concept_expanded: bool = False,
 ) -> Iterator[EvaluationBatch]:
     """Every sequence once, in order, with its student and rows; the last batch is filled up.
 
     Args:
       length: steps of every batch; None takes the longest sequence.
+      buckets: rising lengths in its place; sequences come bucket by bucket, as in `batches`.
       allow_concept_expanded: evaluate although rows repeat an answer for each of its concepts,
         which leaks responses.
 
     Raises:
-      DataError: the log has such rows and they were not asked for; batch_size below 1.
+      DataError: the log has such rows and they were not asked for; batch_size below 1; buckets or
+        a length that do not hold all.
     """
     require_collapsed(log, allow_concept_expanded)
     if batch_size < 1:
         raise DataError(f"batch_size must be at least 1, got {batch_size}.")
-    length = int(sequences.lengths.max(initial=1)) if length is None else length
+    edges = _edges(sequences, length, buckets)
+    bucket = np.searchsorted(edges, sequences.lengths)
 
     def generate() -> Iterator[EvaluationBatch]:
-        for start in range(0, len(sequences), batch_size):
-            index = np.arange(start, min(start + batch_size, len(sequences)))
-            yield make_batch(log, sequences, index, batch_size, length)
+        for number, edge in enumerate(edges.tolist()):
+            members = np.flatnonzero(bucket == number)
+            for start in range(0, len(members), batch_size):
+                index = members[start : start + batch_size]
+                yield make_batch(log, sequences, index, batch_size, edge)
 
     return generate()
+
+
+def _edges(sequences: Sequences, length: int | None, buckets: Sequence[int]) -> np.ndarray:
+    """The lengths of batches, rising."""
+    if buckets and length is not None:
+        raise DataError("Give either length or buckets, not both.")
+    longest = int(sequences.lengths.max(initial=1))
+    edges = np.array(list(buckets) or [longest if length is None else length])
+    if (np.diff(edges) <= 0).any() or edges[0] < 1 or edges[-1] < longest:
+        raise DataError(
+            f"Lengths {edges.tolist()} must be positive, rising, and the last at least {longest}, "
+            "the longest sequence."
+        )
+    return edges

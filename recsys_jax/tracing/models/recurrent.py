@@ -79,38 +79,39 @@ def _lstm_forward(recurrent, gates):
         # The activations again: XLA computes them once for both.
         i, f, g, o = jnp.split(gate + state[0] @ recurrent, 4, axis=-1)
         activated = (nn.sigmoid(i), nn.sigmoid(f), jnp.tanh(g), nn.sigmoid(o))
-        return (h, c), (h, state[1], c, activated)
+        return (h, c), (h, c, activated)
 
     zeros = jnp.zeros((gates.shape[1], gates.shape[2] // 4), gates.dtype)
-    _, (h, c_before, c, activated) = jax.lax.scan(step, (zeros, zeros), gates)
-    return h, (recurrent, h, c_before, c, activated)
+    _, (h, c, activated) = jax.lax.scan(step, (zeros, zeros), gates)
+    return h, (recurrent, h, c, activated)
 
 
 def _lstm_backward(saved, h_bar):
-    recurrent, h, c_before, c, activated = saved
+    recurrent, h, c, activated = saved
+    # A product per gate: joining the four gates first costs more than their products on a CPU.
+    to_h = jnp.split(recurrent.T, 4)
 
     def step(carry, inputs):
         h_next, c_next = carry
         h_here, before, after, (i, f, g, o) = inputs
         d_h, tanh_c = h_here + h_next, jnp.tanh(after)
         d_c = c_next + d_h * o * (1 - tanh_c**2)
-        d_gates = jnp.concatenate(
-            [
-                d_c * g * i * (1 - i),
-                d_c * before * f * (1 - f),
-                d_c * i * (1 - g**2),
-                d_h * tanh_c * o * (1 - o),
-            ],
-            -1,
+        d_gates = (
+            d_c * g * i * (1 - i),
+            d_c * before * f * (1 - f),
+            d_c * i * (1 - g**2),
+            d_h * tanh_c * o * (1 - o),
         )
-        return (d_gates @ recurrent.T, d_c * f), d_gates
+        return (sum(d @ w for d, w in zip(d_gates, to_h, strict=True)), d_c * f), d_gates
 
     zeros = jnp.zeros(h.shape[1:], h.dtype)
-    inputs = (h_bar, c_before, c, activated)
+    inputs = (h_bar, jnp.concatenate([zeros[None], c[:-1]]), c, activated)
     _, d_gates = jax.lax.scan(step, (zeros, zeros), inputs, reverse=True)
-    # The first step's state before it is zero and adds nothing.
-    recurrent_bar = jnp.einsum("tbh,tbg->hg", h[:-1], d_gates[1:])
-    return recurrent_bar, d_gates
+    d_gates = jnp.concatenate(d_gates, -1)
+    # The first step's state before it is zero and adds nothing. Steps and students as one axis: a
+    # product of two matrices, which is twice as fast on a CPU as one over two axes.
+    before, after = h[:-1].reshape(-1, h.shape[-1]), d_gates[1:].reshape(-1, d_gates.shape[-1])
+    return before.T @ after, d_gates
 
 
 lstm_states.defvjp(_lstm_forward, _lstm_backward)
