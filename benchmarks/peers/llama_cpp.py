@@ -56,17 +56,13 @@ def along(ids, start):
     return [next_token(ids[:end]) for end in range(start, len(ids))]
 
 
-print(
-    "RESULT "
-    + json.dumps(
-        {
-            "peer": f"xllamacpp {importlib.metadata.version('xllamacpp')}",
-            "tokens": [tokenize(text) for text in request.get("texts", [])],
-            "top": along(request.get("ids", []), request.get("from", 1)),
-            "items": [
-                along(item["prompt"] + item["tokens"], len(item["prompt"]))
-                for item in request.get("items", [])
-            ],
-        }
-    )
-)
+report = {
+    "peer": f"xllamacpp {importlib.metadata.version('xllamacpp')}",
+    "tokens": [tokenize(text) for text in request.get("texts", [])],
+    "top": along(request.get("ids", []), request.get("from", 1)),
+}
+if "items" in request:
+    report["items"] = [
+        along(item["prompt"] + item["tokens"], len(item["prompt"])) for item in request["items"]
+    ]
+print("RESULT " + json.dumps(report))
