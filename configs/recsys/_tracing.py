@@ -29,6 +29,10 @@ DATA = {
     "simulated": TracingDataConfig(),
     # One row per question, students of at least ten answers, their first 200.
     "assist2009": TracingDataConfig(kind="akt", path=_ASK),
+    # All answers of students of at least three, in windows of 200, as pyKT has it.
+    "assist2009_windows": TracingDataConfig(
+        kind="akt", path=_ASK, clean=CleaningConfig(min_answers=3, long="chop")
+    ),
     "ednet": TracingDataConfig(kind="pebg", path=_ASK),
     "csv": TracingDataConfig(kind="csv", path=_ASK),
 }

@@ -32,7 +32,10 @@ def get_config(variant: str = "simulated"):
     if variant == "csv":
         return base.experiment("csv", {name: base.entry(name) for name in FAST})
     if variant in ("assist2009", "ednet"):
-        return base.experiment(variant, {name: base.entry(name) for name in PYKT})
+        data = {"assist2009": "assist2009_windows"}.get(variant, variant)
+        models = {name: base.entry(name) for name in PYKT}
+        models["akt"]["learning_rate"] = 3e-4
+        return base.experiment(data, models, seeds=(0, 1, 2))
     if variant == "all":
         models = {name: base.entry(name) for name in base.ALL}
         return base.experiment("simulated", models, epochs=30)

@@ -23,7 +23,7 @@ from recsys_jax.tracing.runs import Run
 
 # The directory of a comparison may gain models, seeds and parts; each run guards its own settings.
 _MAY_CHANGE = (*ALLOWED_CHANGES, "models", "models.*", "seeds", "train_fractions", "evaluation.*",
-               "predict.*", "cpu_devices")  # fmt: skip
+               "predict.*", "learning.epochs", "cpu_devices")  # fmt: skip
 CEILING = "exact predictor"
 
 

@@ -86,10 +86,12 @@ class Run:
 
     def describe(self) -> dict[str, Any]:
         """What makes this run what it is; written to its config.json."""
+        learning = to_dict(self.entry.learning)
+        del learning["epochs"]  # train.steps says it, and may grow
         return to_dict(
             {
                 "data": self.data.config,
-                "learning": self.entry.learning,
+                "learning": learning,
                 "selection": self.entry.selection,
                 "model": {"name": self.entry.model, **to_dict(self.entry.config)},
                 "train": self.train_config,
