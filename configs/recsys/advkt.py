@@ -18,6 +18,11 @@ from pangu_jax.config.catalogue import Variant
 from recsys_jax.tracing.advkt.config import AdversarialConfig
 
 SELECTION = "prefix 0.5, threshold"
+# Ours: true responses up to a random cut, rewards for what follows it.
+CONTINUATIONS = {
+    "supervision": "random_prefix", "policy_on": "continuations", "normalize_advantages": True,
+    "terminal": "zero",
+}  # fmt: skip
 _TERMS = ("flip", "generated", "augmented", "short", "constraint", "gp")
 
 VARIANTS = {
@@ -50,7 +55,9 @@ def ways(sizes: dict[str, Any] | None = None) -> base.Models:
         "c_question_loss": entry(1.0, supervision="own", rl_weight=0.0),
         "d_released_reward": entry(1.0, supervision="own", reward_response="released"),
         "e_advkt": entry(1.0, supervision="own"),
-        "g_prefix_and_reward": entry(0.0, supervision="random_prefix"),
+        "g_prefix_and_walks": entry(0.0, supervision="random_prefix"),
+        "h_prefix_and_continuations": entry(0.0, **CONTINUATIONS),
+        "i_prefix_and_little_reward": entry(0.0, **CONTINUATIONS, rl_weight=0.1),
     }
 
 
@@ -70,5 +77,7 @@ def get_config(variant: str = "simulated"):
         config = base.experiment(variant, ways(), seeds=(0, 1, 2), epochs=40)
     config.evaluation.selection = SELECTION
     config.learning.eval_epochs = 2.0
+    if variant != "assist2009":  # at most 80 answers: padding costs less than compilations
+        config.learning.length_buckets = 1
     config.train.early_stopping_patience = 5
     return config

@@ -137,6 +137,11 @@ class AdversarialConfig:
     advantage_decay: factor of the next step's advantage (released gamma).
     discount: of the next state's value.
     terminal: value after the last step: 'bootstrap' V(s_T), as released, or 'zero'.
+    policy_on: what the policy gradient and the discriminator's generated sequences are about.
+      'walks', as released: random walks over questions, answered from the first step on.
+      'continuations' (ours): the students' own sequences of questions after a uniform cut, with the
+      true responses before it, so that a reward can depend on the student.
+    normalize_advantages: True (ours) divides advantages, less their mean, by their deviation.
     reward_response: 'fixed' rewards the sampled response; 'released' reads row 0 of the response
       table at every step, so that the reward does not depend on the response.
     """
@@ -163,6 +168,8 @@ class AdversarialConfig:
     advantage_decay: float = 0.93
     discount: float = 0.98
     terminal: Literal["bootstrap", "zero"] = "bootstrap"
+    policy_on: Literal["walks", "continuations"] = "walks"
+    normalize_advantages: bool = False
     reward_response: Switch = "fixed"
 
     def __post_init__(self):
@@ -188,4 +195,5 @@ class AdversarialConfig:
             _check_range("walk_rows", self.walk_rows, 1)
         check_choice("supervision", self.supervision, ("own", "random_prefix", "true"))
         check_choice("terminal", self.terminal, ("bootstrap", "zero"))
+        check_choice("policy_on", self.policy_on, ("walks", "continuations"))
         check_choice("reward_response", self.reward_response, FIXED_OR_RELEASED)

@@ -75,6 +75,7 @@ def actor_critic_loss(
     discount: float,
     decay: float,
     terminal: str,
+    normalize: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Policy-gradient and value loss, means over the real steps (spec 1.7).
 
@@ -83,6 +84,7 @@ def actor_critic_loss(
       rewards: (B, T), constant to differentiation.
       values: (B, T), V(s_t). start_value: scalar, V of the zero state before the first step.
       mask: bool (B, T).
+      normalize: shift and scale the advantages to mean 0 and deviation 1 over the real steps.
 
     Returns:
       (policy loss, whose gradient does not reach the values; value loss).
@@ -92,6 +94,9 @@ def actor_critic_loss(
     rewards = jax.lax.stop_gradient(rewards)
     targets = jax.lax.stop_gradient(value_targets(rewards, values, mask, discount, terminal))
     gains = advantages(targets - jax.lax.stop_gradient(before), mask, decay)
+    if normalize:
+        centred = gains - masked_mean(gains, mask)
+        gains = centred / jnp.sqrt(masked_mean(centred**2, mask) + 1e-8)
     return masked_mean(nll * gains, mask), masked_mean(smooth_l1(before, targets), mask)
 
 

@@ -56,9 +56,8 @@ class Objectives:
         """
         config = self.config
         feed_key, cut_key, walk_key, dropout_key = jax.random.split(key, 4)
-        unrolled = self._unroll(
-            params, batch, self._observed(batch, cut_key), feed_key, dropout_key
-        )
+        observed = self._observed(batch, cut_key)
+        unrolled = self._unroll(params, batch, observed, feed_key, dropout_key)
         bce = masked_mean(binary_nll(unrolled.logits, batch.responses), batch.mask)
         loss, metrics = config.bce_weight * bce, {"bce": bce}
         weight = self.generator.config.question_loss_weight
@@ -69,7 +68,13 @@ class Objectives:
             metrics["question"] = masked_mean(nll, batch.mask)
             loss += weight * metrics["question"]
         if config.rl_weight > 0:
-            policy, value, further = self.reinforce(params, batch, tables, walk_key)
+            if config.policy_on == "walks":
+                policy, value, further = self.reinforce(params, batch, tables, walk_key)
+            elif config.supervision == "random_prefix":
+                # The roll-out above is one of continuations already.
+                policy, value, further = self._actor_critic(params, batch, unrolled, ~observed)
+            else:
+                policy, value, further = self.reinforce_continuations(params, batch, walk_key)
             loss += config.rl_weight * (policy + value)
             metrics |= {"policy": policy, "value": value, **further}
         return loss, metrics
@@ -78,11 +83,25 @@ class Objectives:
         self, params: Params, batch: Batch, tables: QuestionTables, key: jax.Array
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         """Policy loss, value loss and metrics on fresh random walks (spec 1.7)."""
-        config = self.config
         walk_key, sample_key, dropout_key = jax.random.split(key, 3)
         walks = self.walks(batch, tables, walk_key)
-        unrolled = self._unroll(params, walks, jnp.zeros_like(walks.mask), sample_key, dropout_key)
-        answered = walks._replace(responses=unrolled.responses.astype(jnp.int32))
+        observed = jnp.zeros_like(walks.mask)
+        unrolled = self._unroll(params, walks, observed, sample_key, dropout_key)
+        return self._actor_critic(params, walks, unrolled, ~observed)
+
+    def reinforce_continuations(
+        self, params: Params, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        """As `reinforce`, on students' own questions after a uniform cut (ours)."""
+        cut_key, sample_key, dropout_key = jax.random.split(key, 3)
+        observed = _prefix(batch, cut_key)
+        unrolled = self._unroll(params, batch, observed, sample_key, dropout_key)
+        return self._actor_critic(params, batch, unrolled, ~observed)
+
+    def _actor_critic(self, params: Params, asked: Batch, unrolled: Unrolled, own: jax.Array):
+        """own: bool (B, T), steps whose response is the generator's."""
+        config, mask = self.config, asked.mask & own
+        answered = asked._replace(responses=unrolled.responses.astype(jnp.int32))
         rewards, states = self.rewards(params, answered)
         values = self._generator(params, "value", states)
         start = self._generator(params, "value", jnp.zeros_like(states[0, 0]))
@@ -91,14 +110,15 @@ class Objectives:
             rewards,
             values,
             start,
-            walks.mask,
+            mask,
             discount=config.discount,
             decay=config.advantage_decay,
             terminal=config.terminal,
+            normalize=config.normalize_advantages,
         )
         metrics = {
-            "reward": masked_mean(rewards, walks.mask),
-            "generated_right": masked_mean(unrolled.responses, walks.mask),
+            "reward": masked_mean(rewards, mask),
+            "generated_right": masked_mean(unrolled.responses, mask),
         }
         return policy, value, metrics
 
@@ -137,16 +157,16 @@ class Objectives:
             loss -= config.augmented_weight * (metrics["real"] - metrics["augmented"])
         rows = compact(real.states, batch.mask)
         if config.generated_weight > 0:
-            answered = self.generated(params, batch, tables, keys["walk"], keys["sample"])
+            answered, own = self.generated(params, batch, tables, keys["walk"], keys["sample"])
             made = self._discriminator(params, "__call__", answered, key=keys["c"])
-            negatives.append((score(made.logits), answered.mask, config.generated_weight))
-            metrics["generated"] = masked_mean(score(made.logits), answered.mask)
+            negatives.append((score(made.logits), own, config.generated_weight))
+            metrics["generated"] = masked_mean(score(made.logits), own)
             if config.gp_weight > 0:
                 penalty += gradient_penalty(
                     lambda s: self._discriminator(params, "score_state", s),
                     keys["gp_generated"],
                     rows,
-                    compact(made.states, answered.mask),
+                    compact(made.states, own),
                 )
         if config.flip_weight > 0:
             flipped = self._discriminator(params, "score_flipped", batch, key=keys["d"])
@@ -213,21 +233,25 @@ class Objectives:
         tables: QuestionTables,
         walk_key: jax.Array,
         sample_key: jax.Array,
-    ) -> Batch:
-        """Random walks answered by the generator, constant to differentiation."""
-        walks = self.walks(batch, tables, walk_key)
-        unrolled = self._unroll(params, walks, jnp.zeros_like(walks.mask), sample_key, None)
+    ) -> tuple[Batch, jax.Array]:
+        """Sequences answered by the generator, constant to differentiation, and bool (B, T): the
+        steps whose response is its own. Random walks, or continuations (`policy_on`)."""
+        if self.config.policy_on == "walks":
+            asked = self.walks(batch, tables, walk_key)
+            observed = jnp.zeros_like(asked.mask)
+        else:
+            asked, observed = batch, _prefix(batch, walk_key)
+        unrolled = self._unroll(params, asked, observed, sample_key, None)
         responses = jax.lax.stop_gradient(unrolled.responses).astype(jnp.int32)
-        return walks._replace(responses=jnp.where(walks.mask, responses, 0))
+        answered = asked._replace(responses=jnp.where(asked.mask, responses, 0))
+        return answered, asked.mask & ~observed
 
     def _observed(self, batch: Batch, key: jax.Array) -> jax.Array:
         if self.config.supervision == "true":
             return jnp.ones_like(batch.mask)
         if self.config.supervision == "own":
             return jnp.zeros_like(batch.mask)
-        draw = uniforms(key, batch.mask.shape[0], 1)
-        cut = choose(draw, jnp.sum(batch.mask, -1, keepdims=True) + 1)
-        return jnp.arange(batch.mask.shape[1]) < cut
+        return _prefix(batch, key)
 
     def _unroll(self, params, batch, observed, key, dropout_key) -> Unrolled:
         return self._generator(
@@ -242,6 +266,13 @@ class Objectives:
 
     def _discriminator(self, params, method, *args, key=None, **kwargs):
         return _apply(self.discriminator, params["discriminator"], method, args, kwargs, key)
+
+
+def _prefix(batch: Batch, key: jax.Array) -> jax.Array:
+    """bool (B, T): steps before a cut that is uniform between 0 and a student's length."""
+    draw = uniforms(key, batch.mask.shape[0], 1)
+    cut = choose(draw, jnp.sum(batch.mask, -1, keepdims=True) + 1)
+    return jnp.arange(batch.mask.shape[1]) < cut
 
 
 def _apply(module: nn.Module, params, method: str, args, kwargs, key):

@@ -204,8 +204,8 @@ def test_discriminator_loss_is_the_sum_of_its_terms():
         )
     )
     views = objectives.views(BATCH, TABLES, keys["augment"])
-    made = data.jit(objectives.generated)(PARAMS, BATCH, TABLES, keys["walk"], keys["sample"])
-    n, n_aug, n_gen = (float(x.mask.sum()) for x in (BATCH, views, made))
+    _, own = data.jit(objectives.generated)(PARAMS, BATCH, TABLES, keys["walk"], keys["sample"])
+    n, n_aug, n_gen = (float(x.sum()) for x in (BATCH.mask, views.mask, own))
     positive = (n * m["real"] + n_aug * m["augmented"]) / (n + n_aug)
     negative = (n * m["flipped"] + n_gen * m["generated"]) / (n + n_gen)
     expected = (
@@ -252,6 +252,59 @@ def test_padding_of_walks_changes_no_reward_and_no_loss():
     np.testing.assert_allclose(policy, padded[0], rtol=1e-4)
     np.testing.assert_allclose(value, padded[1], rtol=1e-4)
     np.testing.assert_allclose(metrics["reward"], padded[2]["reward"], rtol=1e-5)
+
+
+def test_continuations_keep_what_was_observed():
+    """Own responses stand after a cut only, on the students' own questions."""
+    program, _ = data.make_program(policy_on="continuations")
+    objectives = program.objectives
+    cuts = set()
+    for seed in range(12):
+        key = jax.random.key(seed)
+        answered, own = data.jit(objectives.generated)(PARAMS, BATCH, TABLES, key, key)
+        np.testing.assert_array_equal(answered.questions, BATCH.questions)
+        kept = np.asarray(BATCH.mask & ~own)
+        np.testing.assert_array_equal(
+            np.asarray(answered.responses)[kept], np.asarray(BATCH.responses)[kept]
+        )
+        # Rising: once own, own to the end.
+        steps = np.where(np.asarray(BATCH.mask), own, True).astype(int)
+        assert (np.diff(steps, axis=1) >= 0).all()
+        cuts |= set(kept.sum(1).tolist())
+    assert len(cuts) > 3
+
+
+@pytest.mark.parametrize("supervision", ["own", "random_prefix"])
+def test_continuations_learn_at_their_own_steps_alone(supervision):
+    program, _ = data.make_program(supervision=supervision, policy_on="continuations")
+    function = data.jit(program.objectives.generator_loss)
+    loss, m = function(PARAMS, BATCH, TABLES, jax.random.key(0))
+    expected = m["bce"] + m["question"] + m["policy"] + m["value"]
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    padded, _ = function(PARAMS, data.pad(BATCH, 4), TABLES, jax.random.key(0))
+    np.testing.assert_allclose(loss, padded, rtol=2e-5)
+
+
+def test_normalized_advantages_do_not_know_the_scale_of_rewards():
+    rng = np.random.default_rng(0)
+    nll, rewards = rng.uniform(0.1, 2, (2, 3, 6)).astype(np.float32)
+    mask = np.arange(6) < np.array([[6], [2], [4]])
+
+    def policy(rewards, normalize=True):
+        return losses.actor_critic_loss(
+            jnp.asarray(nll), jnp.asarray(rewards), jnp.zeros((3, 6)), jnp.zeros(()),
+            jnp.asarray(mask), discount=0.98, decay=0.5, terminal="zero", normalize=normalize,
+        )[0]  # fmt: skip
+
+    np.testing.assert_allclose(policy(rewards), policy(7 * rewards), rtol=1e-3)
+    assert abs(policy(rewards, False) - policy(7 * rewards, False)) > 0.1
+    # Mean 0 and deviation 1 over the real steps: constant nll has no policy loss left.
+    np.testing.assert_allclose(
+        losses.actor_critic_loss(
+            jnp.ones((3, 6)), jnp.asarray(rewards), jnp.zeros((3, 6)), jnp.zeros(()),
+            jnp.asarray(mask), discount=0.98, decay=0.5, terminal="zero", normalize=True,
+        )[0], 0.0, atol=1e-5,
+    )  # fmt: skip
 
 
 def test_policy_gradient_points_to_rewarded_responses():
