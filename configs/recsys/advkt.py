@@ -29,6 +29,10 @@ VARIANTS = {
     "simulated": Variant("9 ways of training on simulated students", "not measured", "see docs"),
     "terms": Variant("each term of the discriminator's loss left out", "not measured", "see docs"),
     "assist2009": Variant("7 ways on ASSISTments 2009", "not measured", "see docs"),
+    "plus": Variant(
+        "advkt_plus (ours) beside four models, simulated students", "not measured", "see docs"
+    ),
+    "csv": Variant("advkt_plus and DKT on a CSV file", "depends on the log", "your numbers"),
     "debug": Variant("all ways, tiny, 120 students", "not measured", "runs through"),
 }
 
@@ -61,6 +65,12 @@ def ways(sizes: dict[str, Any] | None = None) -> base.Models:
     }
 
 
+def plus(sizes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """advkt_plus, ours: the generator on true answers up to a random cut and its own samples after
+    it; no question loss, no discriminator. What the comparison of `ways` came to."""
+    return ways(sizes)["b2_random_prefix"]
+
+
 def terms(sizes: dict[str, Any] | None = None) -> base.Models:
     """AdvKT less each term of the discriminator's loss."""
     return {f"f_no_{name}": _entry(1.0, sizes, **{f"{name}_weight": 0.0}) for name in _TERMS}
@@ -71,13 +81,20 @@ def get_config(variant: str = "simulated"):
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
     if variant == "debug":
         return base.debug({**ways({"dim": 8}), **terms({"dim": 8})})
-    if variant == "terms":
+    if variant in ("plus", "csv"):
+        names = ("dkt",) if variant == "csv" else ("question_mean", "logistic", "dkt", "simplekt")
+        models = {"advkt_plus": plus()} | {name: base.entry(name) for name in names}
+        config = base.experiment("csv" if variant == "csv" else "simulated", models, epochs=40)
+    elif variant == "terms":
         config = base.experiment("simulated", terms(), seeds=(0, 1, 2), epochs=40)
     else:
         config = base.experiment(variant, ways(), seeds=(0, 1, 2), epochs=40)
     config.evaluation.selection = SELECTION
     config.learning.eval_epochs = 2.0
-    if variant != "assist2009":  # at most 80 answers: padding costs less than compilations
+    if variant not in (
+        "assist2009",
+        "csv",
+    ):  # at most 80 answers: padding costs less than compilations
         config.learning.length_buckets = 1
     config.train.early_stopping_patience = 5
     return config

@@ -76,12 +76,14 @@ class EvaluationConfig:
     protocols: tuple[str, ...] = (
         "single-step",
         "open loop, threshold",
-        "open loop, sample x5",
+        "open loop, expected",
         "prefix 0.2, threshold",
+        "prefix 0.2, expected",
         "prefix 0.5, single-step",
         "prefix 0.5, threshold",
-        "prefix 0.5, sample x5",
+        "prefix 0.5, expected",
         "prefix 0.8, threshold",
+        "prefix 0.8, expected",
     )
     selection: str = "single-step"
     batch_size: int = 256
