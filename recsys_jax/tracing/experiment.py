@@ -85,7 +85,9 @@ def _parts(experiment: TracingConfig, data: TracingData) -> dict[float, TracingD
     """The data with each share of its training students; validation and test stay."""
     found = {}
     for share in experiment.train_fractions:
-        split = dataclasses.replace(data.config.split, train_fraction=share)
+        # Of what the data's own setting leaves.
+        fraction = share * data.config.split.train_fraction
+        split = dataclasses.replace(data.config.split, train_fraction=fraction)
         found[share] = dataclasses.replace(
             data,
             config=dataclasses.replace(data.config, split=split),
