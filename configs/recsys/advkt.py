@@ -35,7 +35,7 @@ VARIANTS = {
         "advkt_plus (ours) beside four models, simulated students", "not measured", "see docs"
     ),
     "csv": Variant("advkt_plus and DKT on a CSV file", "depends on the log", "your numbers"),
-    "debug": Variant("all ways, tiny, 120 students", "not measured", "runs through"),
+    "debug": Variant("3 ways, tiny, 120 students", "34 s", "runs through"),
 }
 
 
@@ -82,7 +82,8 @@ def get_config(variant: str = "simulated"):
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
     if variant == "debug":
-        return base.debug({**ways({"dim": 8}), **terms({"dim": 8})})
+        chosen = ("a_teacher_forced", "b2_random_prefix", "e_advkt")
+        return base.debug({k: v for k, v in ways({"dim": 8}).items() if k in chosen})
     if variant in ("plus", "csv"):
         names = ("dkt",) if variant == "csv" else ("question_mean", "logistic", "dkt", "simplekt")
         models = {"advkt_plus": plus()} | {name: base.entry(name) for name in names}
