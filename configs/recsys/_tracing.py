@@ -24,7 +24,7 @@ from recsys_jax.tracing.models import MODELS, model_spec
 
 Models = dict[str, dict[str, Any]]
 
-_ASK = "set --config.data.path"  # shown by the error that a missing file gives
+_ASK = "<your answers>"  # shown by the error, which also says what to set
 DATA = {
     "simulated": TracingDataConfig(),
     # One row per question, students of at least ten answers, their first 200.

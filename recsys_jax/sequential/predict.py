@@ -10,20 +10,10 @@ import numpy as np
 from recsys_jax.data.histories import histories_from_file
 from recsys_jax.data.splits import next_event_examples
 from recsys_jax.evaluation.predictions import write_predictions
+from recsys_jax.run_choice import choose_run
 from recsys_jax.sequential.config import ExperimentConfig
 from recsys_jax.sequential.dataset import Dataset
 from recsys_jax.sequential.runs import Run
-
-
-def choose_run(runs: list[Run], label: str | None) -> Run:
-    """The first seed of the model called `label` (default: the first model by name)."""
-    labels = list(dict.fromkeys(one.entry.label for one in runs))
-    for one in runs:
-        if one.entry.label == (label or labels[0]):
-            return one
-    raise ValueError(
-        f"--config.predict.model={label!r} is not one of this run's models: {', '.join(labels)}"
-    )
 
 
 def predict(

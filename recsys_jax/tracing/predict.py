@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from recsys_jax.data.errors import DataError
+from recsys_jax.run_choice import choose_run
 from recsys_jax.tracing.config import PredictConfig, TracingConfig
 from recsys_jax.tracing.data import TracingData
 from recsys_jax.tracing.evaluation.student import Simulation, roller_of, simulate
@@ -30,7 +31,7 @@ def predict(
       ValueError: unknown model, columns, questions; a student with more answers than fit.
     """
     settings = experiment.predict
-    one = _choose(runs, settings.model)
+    one = choose_run(runs, settings.model)
     students, questions, histories = (
         _from_file(settings, data) if settings.questions else _from_log(settings, data)
     )
@@ -62,16 +63,6 @@ def predict(
         f"{samples} sample{'s' if samples > 1 else ''} each: {output}"
     )
     return output
-
-
-def _choose(runs: Sequence[Run], label: str | None) -> Run:
-    labels = list(dict.fromkeys(one.entry.label for one in runs))
-    for one in runs:
-        if one.entry.label == (label or labels[0]):
-            return one
-    raise ValueError(
-        f"--config.predict.model={label!r} is not one of this run's models: {', '.join(labels)}"
-    )
 
 
 def _from_log(settings: PredictConfig, data: TracingData):
