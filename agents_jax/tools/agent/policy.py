@@ -48,6 +48,8 @@ class State:
     tools: the candidates that would be offered at this turn.
     turn: turns of the model so far. num_calls: calls of tools made so far in this task; a policy
       that decides once per task decides where it is 0, and returns `call=None` afterwards.
+    query: what the user asked last, which is not always the last message of role 'user' (the loop
+      tells the model of unreadable calls in such messages); None takes that message.
     """
 
     task_id: str
@@ -55,14 +57,11 @@ class State:
     tools: tuple[ToolDefinition, ...]
     turn: int = 0
     num_calls: int = 0
+    query: str | None = None
 
-    @property
-    def query(self) -> str:
-        """Text of the last message by the user; '' where there is none."""
-        for message in reversed(self.messages):
-            if message.get("role") == "user":
-                return text_of(message)
-        return ""
+    def __post_init__(self):
+        if self.query is None:
+            object.__setattr__(self, "query", last_query(self.messages))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,6 +187,11 @@ class Refiner(Protocol):
     name: str
 
     def refine(self, state: State, proposal: Proposal, ask: Ask) -> Refinement: ...
+
+
+def last_query(messages: Sequence[Message]) -> str:
+    """Text of the last message of role 'user'; '' where there is none."""
+    return next((text_of(m) for m in reversed(messages) if m.get("role") == "user"), "")
 
 
 def text_of(message: Message) -> str:
