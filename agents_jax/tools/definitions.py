@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from agents_jax.tools.literals import MAX_INT_BITS
 from agents_jax.tools.schemas import SchemaError, read_schema, show, validator
 
 if TYPE_CHECKING:
@@ -202,11 +203,14 @@ def _plain(value: Any, path: str, problems: list[Problem], depth: int = 0) -> An
         }
     if isinstance(value, (list, tuple)):
         return [_plain(v, f"{path}[{i}]", problems, depth + 1) for i, v in enumerate(value)]
-    if value is None or isinstance(value, (bool, int, str)):
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, int) and value.bit_length() <= MAX_INT_BITS:
         return value
     if isinstance(value, float) and abs(value) < float("inf"):
         return value
-    problems.append(Problem(path, value, "type", f"{value!r:.80} is not a JSON value."))
+    shown = "an integer of that size" if isinstance(value, int) else f"{value!r:.80}"
+    problems.append(Problem(path, value, "type", f"{shown} is not taken as a JSON value."))
     return None
 
 
