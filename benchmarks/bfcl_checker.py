@@ -1,13 +1,16 @@
 """Our decoder and checker of BFCL answers beside the official ones: agreement and time.
 
     python benchmarks/bfcl_checker.py --per_item=5
+    python benchmarks/bfcl_checker.py --categories=simple_java,simple_javascript --per_item=50 \\
+        --official_python=ENVIRONMENT/bin/python
 
-Answers are the gold calls of every item and random variants of them: parts dropped, renamed,
-retyped, revalued, reordered, and for a third of them the text changed too (brackets, quotes and
-characters lost, prose, positional and repeated arguments, arithmetic). Both sides get the same
-texts. The official side runs in a process of its own on the unpacked wheel, with the modules it
-does not need here replaced by empty ones (`peers/bfcl_official.py`). Prints JSON lines: agreement
-by category, every kind of difference, and the time of each side.
+Java and JavaScript need an environment with the grammars that the package pins, see
+`peers/bfcl_official.py`. Answers are the gold calls of every item and random variants of them:
+parts dropped, renamed, retyped, revalued, reordered, and for a third of them the text changed too
+(brackets, quotes and characters lost, prose, positional and repeated arguments, arithmetic). Both
+sides get the same texts. The official side runs in a process of its own on the unpacked wheel, with
+the modules it does not need here replaced by empty ones (`peers/bfcl_official.py`). Prints JSON
+lines: agreement by category, every kind of difference, and the time of each side.
 """
 
 from __future__ import annotations
@@ -29,14 +32,20 @@ from absl import app, flags
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from agents_jax.tools import Call, CallParseError, parse_calls, render_calls  # noqa: E402
-from agents_jax.tools.bfcl import AST_CATEGORIES, Item, check, gold_calls, load  # noqa: E402
-from agents_jax.tools.bfcl.evaluate import PARSE_FAILURE  # noqa: E402
+from agents_jax.tools import Call, CallParseError, render_calls  # noqa: E402
+from agents_jax.tools.bfcl import AST_CATEGORIES, Item, check, load  # noqa: E402
+from agents_jax.tools.bfcl.evaluate import PARSE_FAILURE, read_answer  # noqa: E402
+from agents_jax.tools.bfcl.gold import gold_text  # noqa: E402
+from agents_jax.tools.bfcl.languages import render_language_calls  # noqa: E402
 from agents_jax.tools.bfcl.mutations import mutated_calls  # noqa: E402
 from pangu_jax.data.wheel import fetch_wheel  # noqa: E402
 
 _PER_ITEM = flags.DEFINE_integer("per_item", 5, "Variants of each item.", lower_bound=0)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the variants.")
+_CATEGORIES = flags.DEFINE_list("categories", list(AST_CATEGORIES), "Categories to compare on.")
+_OFFICIAL = flags.DEFINE_string(
+    "official_python", sys.executable, "Interpreter of the official side; see the head of the file."
+)
 _SHOWN = flags.DEFINE_integer("shown", 3, "Differences of each kind to print in full.")
 EXPLAINED = {
     "plus_sign": "the official decoder reads +5 as -5; here it is 5",
@@ -59,15 +68,22 @@ def make_cases(items: Sequence[Item], per_item: int, seed: int) -> list[tuple[It
     rng = np.random.default_rng(seed)
     cases = []
     for item in items:
-        cases.append((item, render_calls(gold_calls(item)), "gold"))
+        cases.append((item, gold_text(item), "gold"))
         for _ in range(per_item):
             calls, changes = mutated_calls(item, rng)
-            text = render_calls(calls)
+            text = rendered(item, calls)
             if rng.random() < 1 / 3:
                 text, change = changed_text(text, rng)
                 changes = [*changes, change]
             cases.append((item, text, "+".join(changes) or "other gold"))
     return cases
+
+
+def rendered(item: Item, calls: Sequence[Call]) -> str:
+    """The text of the calls in the item's language."""
+    if item.language == "python":
+        return render_calls(calls)
+    return render_language_calls(calls, item.raw_functions, item.language) or "[]"
 
 
 def changed_text(text: str, rng: np.random.Generator) -> tuple[str, str]:
@@ -104,10 +120,10 @@ def changed_text(text: str, rng: np.random.Generator) -> tuple[str, str]:
     return texts[name], name
 
 
-def parsed_or_none(text: str) -> list[Call] | None:
+def parsed_or_none(item: Item, text: str) -> list[Call] | None:
     """The calls of a text as read here, None where it cannot be read."""
     try:
-        return parse_calls(text, dialect="bfcl")
+        return read_answer(item, text)
     except CallParseError:
         return None
 
@@ -120,8 +136,10 @@ def judged(item: Item, calls: list[Call] | None) -> tuple[bool, str | None]:
     return verdict.valid, verdict.error_type
 
 
-def official(cases: Sequence[tuple[Item, str, str]]) -> tuple[list[tuple], dict]:
-    """The same from the leaderboard's code, and its seconds."""
+def official(
+    cases: Sequence[tuple[Item, str, str]], python: str = sys.executable
+) -> tuple[list[tuple], dict]:
+    """The same from the leaderboard's code, run by that interpreter, and its seconds."""
     lines = "".join(
         json.dumps(
             {
@@ -134,18 +152,18 @@ def official(cases: Sequence[tuple[Item, str, str]]) -> tuple[list[tuple], dict]
         + "\n"
         for item, text, _ in cases
     )
-    *verdicts, seconds = run_official(lines)
+    *verdicts, seconds = run_official(lines, python)
     return [(v["valid"], short_name(v["error_type"])) for v in verdicts], seconds
 
 
-def run_official(lines: str) -> list[dict]:
+def run_official(lines: str, python: str = sys.executable) -> list[dict]:
     """Answers of `peers/bfcl_official.py`, on the code of the pinned wheel in a passing folder."""
     script = pathlib.Path(__file__).parent / "peers" / "bfcl_official.py"
     with tempfile.TemporaryDirectory() as folder:
         with zipfile.ZipFile(fetch_wheel("bfcl-eval")) as archive:
             archive.extractall(folder, [n for n in archive.namelist() if n.endswith(".py")])
         done = subprocess.run(
-            [sys.executable, str(script), folder],
+            [python, str(script), folder],
             input=lines, capture_output=True, text=True, check=False, timeout=3600,
         )  # fmt: skip
     if done.returncode:
@@ -168,23 +186,23 @@ def short_name(error_type: str | None) -> str | None:
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    cases = make_cases(load(), _PER_ITEM.value, _SEED.value)
+    cases = make_cases(load(_CATEGORIES.value), _PER_ITEM.value, _SEED.value)
     gc.collect()
     gc.freeze()  # else the collector's walks over all cases are timed
     start = time.perf_counter()
-    parsed = [parsed_or_none(text) for _, text, _ in cases]
+    parsed = [parsed_or_none(item, text) for item, text, _ in cases]
     decode_seconds = time.perf_counter() - start
     start = time.perf_counter()
     mine = [judged(item, calls) for (item, _, _), calls in zip(cases, parsed, strict=True)]
     check_seconds = time.perf_counter() - start
-    theirs, seconds = official(cases)
+    theirs, seconds = official(cases, _OFFICIAL.value)
 
     gold = [
         (item.category, m[0], t[0])
         for (item, _, kind), m, t in zip(cases, mine, theirs, strict=True)
         if kind == "gold"
     ]
-    for category in AST_CATEGORIES:
+    for category in _CATEGORIES.value:
         rows = [
             (m, t) for (item, _, _), m, t in zip(cases, mine, theirs, strict=True)
             if item.category == category

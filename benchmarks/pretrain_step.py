@@ -22,7 +22,6 @@ import json
 import os
 import pathlib
 import platform
-import resource
 import shutil
 import statistics
 import subprocess
@@ -32,6 +31,9 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.peers.timed_turns import answer_turns, tell, warm_up  # noqa: E402
+
 OURS, PEERS = ("pre_ln", "packed", "dssn"), ("torch_eager", "torch_compile")
 OPTIMIZER = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0}
 BATCHES = 4
@@ -79,10 +81,6 @@ def initial_parameters(config):
     return lambda key: Decoder(config).init(key, jnp.zeros((1, 8), jnp.int32))["params"]
 
 
-def tell(values: dict) -> None:
-    print("RESULT " + json.dumps(values), flush=True)
-
-
 def serve(options) -> None:
     """Our side: the warm-up, then as many steps as each line of the input says."""
     if hasattr(os, "sched_setaffinity"):
@@ -123,11 +121,7 @@ def serve(options) -> None:
         state, bad, out = train(state, bad, stacked)
         return float(out.total[0] / out.weight[0])
 
-    losses, started = [], time.perf_counter()
-    for index in range(options.warm_up):
-        losses.append(step())
-        if index == 0:
-            first = time.perf_counter() - started
+    losses, first = warm_up(step, options.warm_up)
     tell(
         {
             "versions": f"jax {jax.__version__}",
@@ -136,19 +130,7 @@ def serve(options) -> None:
             "losses": losses,
         }
     )
-    for line in sys.stdin:
-        seconds, cpu = [], time.process_time()
-        for _ in range(int(line)):
-            started = time.perf_counter()
-            step()
-            seconds.append(time.perf_counter() - started)
-        tell(
-            {
-                "seconds": seconds,
-                "cpu_seconds": time.process_time() - cpu,
-                "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            }
-        )
+    answer_turns(step)
 
 
 def packed_batch(options, rows):

@@ -24,7 +24,6 @@ import json
 import os
 import pathlib
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -35,7 +34,8 @@ from absl import app, flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks.pretrain_step import ROOT, Side, tell
+from benchmarks.peers.timed_turns import answer_turns, tell, warm_up
+from benchmarks.pretrain_step import ROOT, Side
 
 # Like ASSISTments 2009 and EdNet (5,000 students); what a step costs depends little on these.
 SHAPES = {
@@ -291,11 +291,7 @@ def serve(model: str) -> None:
         state, bad, out = train(state, bad, stacked)
         return float(out.total[0] / out.weight[0])
 
-    losses, started = [], time.perf_counter()
-    for index in range(_WARM_UP.value):
-        losses.append(step())
-        if index == 0:
-            first = time.perf_counter() - started
+    losses, first = warm_up(step, _WARM_UP.value)
     tell(
         {
             "versions": f"jax {jax.__version__}",
@@ -307,22 +303,11 @@ def serve(model: str) -> None:
             "losses": losses,
         }
     )
-    for line in sys.stdin:
-        count, seconds, cpu = int(line), [], time.process_time()
-        for _ in range(abs(count)):
-            started = time.perf_counter()
-            if count > 0:
-                step()
-            else:
-                jax.block_until_ready(evaluation(state.params, batches[0]))
-            seconds.append(time.perf_counter() - started)
-        tell(
-            {
-                "seconds": seconds,
-                "cpu_seconds": time.process_time() - cpu,
-                "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            }
-        )
+
+    def evaluate() -> None:
+        jax.block_until_ready(evaluation(state.params, batches[0]))
+
+    answer_turns(step, evaluate)
 
 
 def take_turns(sides: list[Side], sign: int) -> None:

@@ -12,9 +12,7 @@ import argparse
 import importlib.metadata
 import json
 import os
-import resource
 import sys
-import time
 import types
 
 parser = argparse.ArgumentParser()
@@ -39,6 +37,7 @@ from pykt.models.akt import AKT  # noqa: E402
 from pykt.models.dkt import DKT  # noqa: E402
 from pykt.models.sakt import SAKT  # noqa: E402
 from pykt.models.train_model import model_forward  # noqa: E402
+from timed_turns import answer_turns, tell, warm_up  # noqa: E402
 
 torch.set_num_threads(arguments.threads)
 model = {"dkt": DKT, "sakt": SAKT, "akt": AKT}[arguments.model](**json.loads(arguments.sizes))
@@ -80,8 +79,9 @@ if arguments.compile:
 done = 0
 
 
-def step():
+def train_step():
     global done
+    model.train()
     batch = batches[done % len(batches)]
     done += 1
     loss = model_forward(model, batch)
@@ -93,18 +93,11 @@ def step():
 
 @torch.no_grad()
 def evaluate():
+    model.eval()
     return model_forward(model, batches[0]).item()
 
 
-def tell(values):
-    print("RESULT " + json.dumps(values), flush=True)
-
-
-losses, started = [], time.perf_counter()
-for index in range(arguments.warm_up):
-    losses.append(step())
-    if index == 0:
-        first = time.perf_counter() - started
+losses, first = warm_up(train_step, arguments.warm_up)
 tell(
     {
         "versions": f"torch {torch.__version__}, "
@@ -117,19 +110,4 @@ tell(
         "losses": losses,
     }
 )
-for line in sys.stdin:
-    count = int(line)
-    run = step if count > 0 else evaluate
-    model.train(count > 0)
-    seconds, cpu = [], time.process_time()
-    for _ in range(abs(count)):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    tell(
-        {
-            "seconds": seconds,
-            "cpu_seconds": time.process_time() - cpu,
-            "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        }
-    )
+answer_turns(train_step, evaluate)

@@ -9,9 +9,6 @@ one RESULT line after the warm-up steps, then one per line on its input, a numbe
 import argparse
 import json
 import os
-import resource
-import sys
-import time
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--folder", required=True)
@@ -27,6 +24,7 @@ if hasattr(os, "sched_setaffinity"):
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from timed_turns import answer_turns, tell, warm_up  # noqa: E402
 
 torch.set_num_threads(arguments.threads)
 model = transformers.AutoModelForCausalLM.from_pretrained(arguments.folder, dtype=torch.float32)
@@ -60,15 +58,7 @@ def step():
     return loss.item()
 
 
-def tell(values):
-    print("RESULT " + json.dumps(values), flush=True)
-
-
-losses, started = [], time.perf_counter()
-for index in range(arguments.warm_up):
-    losses.append(step())
-    if index == 0:
-        first = time.perf_counter() - started
+losses, first = warm_up(step, arguments.warm_up)
 tell(
     {
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
@@ -79,16 +69,4 @@ tell(
         "losses": losses,
     }
 )
-for line in sys.stdin:
-    seconds, cpu = [], time.process_time()
-    for _ in range(int(line)):
-        started = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - started)
-    tell(
-        {
-            "seconds": seconds,
-            "cpu_seconds": time.process_time() - cpu,
-            "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        }
-    )
+answer_turns(step)
