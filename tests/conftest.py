@@ -4,6 +4,7 @@ The device count must be set before JAX starts its backend, hence the environmen
 import time. Sub-process tests set their own.
 """
 
+import gc
 import os
 import pathlib
 import sys
@@ -21,6 +22,7 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
@@ -32,6 +34,25 @@ settings.register_profile(
     "default", max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("default")
+
+
+# A compiled program holds some ten memory mappings, and Linux ends a process that asks for more
+# than 65,530 (vm.max_map_count), as a worker does after half of this suite.
+_MOST_MAPPINGS = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs():
+    """Drops JAX's compiled programs after a module, once the process holds many."""
+    yield
+    if _mappings() > _MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
+
+
+def _mappings() -> int:
+    maps = pathlib.Path("/proc/self/maps")
+    return maps.read_bytes().count(b"\n") if maps.exists() else 0
 
 
 @pytest.fixture(scope="session")
