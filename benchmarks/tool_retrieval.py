@@ -3,9 +3,10 @@
     python benchmarks/tool_retrieval.py
 
 The pool holds every function name of the categories once, with the first description that has it;
-how many other descriptions there are is printed. The query is the text of the user's messages. A question counts as found at k if every function of
-its gold answer is among the k candidates. Prints JSON lines: the pool, then recall per category
-with Wilson's 95 % interval, then milliseconds per query.
+how many other descriptions there are is printed. The query is the text of the user's messages. A
+question counts as found at k if every function of its gold answer is among the k candidates.
+Prints JSON lines: the pool, then recall per category with Wilson's 95 % interval, then milliseconds
+per query.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def main(argv: list[str]) -> None:
     index = ToolIndex(definitions, parameter_descriptions=_DESCRIPTIONS.value)
     built = time.perf_counter()
     print(json.dumps({
-        "questions": len(items), "pool": len(pool), "descriptions_left_out": len(distinct) - len(pool),
+        "questions": len(items), "pool": len(pool),
+        "descriptions_left_out": len(distinct) - len(pool),
         "check_definitions_s": round(read - start, 3), "build_index_s": round(built - read, 3),
     }), flush=True)  # fmt: skip
     cutoffs = sorted(int(k) for k in _CUTOFFS.value)
