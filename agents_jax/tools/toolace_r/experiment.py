@@ -1,0 +1,95 @@
+"""ToolACE-R on BFCL as an experiment of `launch.py` ('agents.toolace_r')."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+
+from agents_jax.llm import BatchError
+from agents_jax.tools.bfcl.data import CITATION, LICENCE, Item
+from agents_jax.tools.bfcl.prompts import prompt_messages
+from agents_jax.tools.toolace_r.config import ToolAceRConfig
+from agents_jax.tools.toolace_r.items import Parts, make_parts
+from agents_jax.tools.toolace_r.models import Models
+from agents_jax.tools.toolace_r.report import Findings, build_report
+from agents_jax.tools.toolace_r.report_files import to_markdown, write_report
+from agents_jax.tools.toolace_r.rounds import WARM_UP, ArmResult, InterruptedRun, Stages
+from pangu_jax.config.resolve import resolve
+from pangu_jax.inference.prompts import chat_ids
+from pangu_jax.training import Workdir
+from pangu_jax.training.workdir import ALLOWED_CHANGES, write_json
+
+# What does not change what was computed before: more arms, other measurements, other limits.
+_MAY_CHANGE = (
+    *(f"sft.{key}" for key in ALLOWED_CHANGES), "arms", "evaluation.*", "refine.*",
+    "rounds.max_rounds", "rounds.min_growth", "sft.base", "sft.remat",
+)  # fmt: skip
+
+
+def run(mode: str, config: dict[str, Any], workdir: pathlib.Path, command: list[str]) -> int:
+    """Runs one mode; returns the process's exit code.
+
+    'train' does what is not yet done, measures and reports. 'eval' measures and reports what is
+    tuned already.
+
+    Raises:
+      ValueError: another mode; several processes; 'eval' of what is not tuned; a request that the
+        engine did not answer.
+    """
+    del command
+    if mode not in ("train", "eval"):
+        raise ValueError(f"--mode={mode} does not exist for ToolACE-R; use train or eval.")
+    if jax.process_count() > 1:
+        raise ValueError("ToolACE-R runs in one process; leave --num_processes out.")
+    experiment = resolve(ToolAceRConfig, config)
+    print(f"BFCL: {LICENCE}\n{CITATION}\n", flush=True)
+    with Workdir.open(
+        workdir, experiment, allowed_changes=_MAY_CHANGE, seed=experiment.sft.train.seed
+    ) as held:
+        try:
+            findings = _run(experiment, held.path, trains=mode == "train")
+        except InterruptedRun as interrupted:
+            print(str(interrupted), flush=True)
+            return interrupted.exit_code
+        except BatchError as error:  # what was answered is recorded
+            raise ValueError(f"{error} The same command goes on from here.") from error
+        report = build_report(findings)
+        write_report(held.report, report)
+        print(f"\n{to_markdown(report)}\nReport: {held.report / 'report.md'}", flush=True)
+    return 0
+
+
+def _run(config: ToolAceRConfig, workdir: pathlib.Path, *, trains: bool) -> Findings:
+    models = Models(config.sft, config.engine, workdir / "answers")
+    parts = _parts(config, models, workdir)
+    stages = Stages(config, workdir, models, parts, trains=trains, say=_say)
+    points = stages.baselines()
+    warm, points[WARM_UP] = stages.warm_up()
+    arms: dict[str, ArmResult] = {}
+    for arm in config.arms:
+        main = arms.get(config.arms[0])
+        arms[arm] = stages.run_arm(arm, warm, main)
+        for round_ in arms[arm].rounds:
+            points[f"{arm}/round_{round_.number}"] = round_.point
+    return Findings(config, parts, points, arms, stages.timings.seconds)
+
+
+def _parts(config: ToolAceRConfig, models: Models, workdir: pathlib.Path) -> Parts:
+    tokenizer = models.base.tokenizer
+
+    def num_tokens(item: Item) -> int:
+        return len(chat_ids(tokenizer, prompt_messages(item, config.items.style)))
+
+    parts = make_parts(config.items, config.rounds, num_tokens)
+    for name, counts in parts.sizes().items():
+        _say(f"  {name}: " + ", ".join(f"{n} {category}" for category, n in counts.items()))
+    for reason, count in parts.dropped.items():
+        _say(f"  left out: {count} ({reason})")
+    write_json(workdir / "items.json", parts.ids())
+    return parts
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,129 @@
+"""ToolACE-R: rounds of tuning on what the model itself can solve, and self-refinement.
+
+    python launch.py --config=configs/agents/toolace_r.py --workdir=runs/toolace_r
+
+Data: the Berkeley function-calling leaderboard (Apache-2.0), from a pinned wheel; items that are
+tested share no function and no question with those that are trained on. See docs/toolace_r.md.
+An ablation is a further arm: started in the work directory of 'cpu', it adds to what is there.
+Needs the `weights` extra.
+"""
+
+import dataclasses
+
+from agents_jax.tools.toolace_r.config import (
+    EvaluationConfig,
+    ItemsConfig,
+    RoundsConfig,
+    ToolAceRConfig,
+)
+from agents_jax.tools.toolace_r.refinement_data import RefinementDataConfig
+from agents_jax.tools.toolace_r.selection import SelectionConfig
+from pangu_jax.config.catalogue import Variant
+from pangu_jax.config.flags import as_config_dict
+from pangu_jax.inference.config import EngineConfig
+from pangu_jax.models.lora import LoraConfig
+from pangu_jax.training.sft import SftConfig
+
+_ARM = "docs/toolace_r.md"
+VARIANTS = {
+    "cpu": Variant("two rounds of SmolLM2-135M on BFCL, split by function", "30 min", _ARM),
+    "no_selection": Variant("cpu and an arm that learns from all items", "not measured", _ARM),
+    "random_selection": Variant("cpu and an arm of as many random items", "not measured", _ARM),
+    "no_refinement_data": Variant("cpu and an arm of direct examples only", "not measured", _ARM),
+    "no_kept_correct": Variant("cpu and an arm whose A1 are all wrong", "not measured", _ARM),
+    "continued": Variant("cpu and an arm whose rounds go on from each other", "not measured", _ARM),
+    "sft": Variant("cpu and plain tuning on all items", "not measured", _ARM),
+    "fixed_refinement": Variant("cpu with fixed numbers of looks up to 5", "not measured", _ARM),
+    "live_to_nonlive": Variant("cpu, trained on live items, others tested", "not measured", _ARM),
+    "gpu": Variant("live items up to 1,024 tokens, four rounds, all arms", "not measured", _ARM),
+    "debug": Variant("a random model and a few steps", "1 min", "runs through"),
+}
+
+
+def get_config(variant: str = "cpu"):
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
+    config = _cpu()
+    if variant == "fixed_refinement":
+        evaluation = dataclasses.replace(config.evaluation, fixed_steps=(1, 2, 3, 4, 5))
+        config = dataclasses.replace(config, evaluation=evaluation)
+    elif variant == "live_to_nonlive":
+        config = dataclasses.replace(config, items=_live(60, 448))
+    elif variant == "gpu":
+        config = _gpu(config)
+    elif variant == "debug":
+        config = _debug(config)
+    elif variant != "cpu":
+        config = dataclasses.replace(config, arms=("toolace_r", variant))
+    return as_config_dict(config)
+
+
+def _cpu() -> ToolAceRConfig:
+    sft = SftConfig(seq_len=640, batch_rows=3, lora=LoraConfig(rank=16, alpha=32.0))
+    optimizer = dataclasses.replace(sft.train.optimizer, learning_rate=1e-3, warmup_steps=6)
+    train = dataclasses.replace(sft.train, optimizer=optimizer, log_every=8, checkpoint_every=32)
+    return ToolAceRConfig(
+        items=ItemsConfig(
+            train={"simple_python": 90, "live_simple": 60, "multiple": 40, "parallel": 20,
+                   "irrelevance": 60},
+            test={"simple_python": 70, "live_simple": 60, "multiple": 38, "parallel": 20,
+                  "irrelevance": 50},
+            validation=16,
+        ),
+        engine=EngineConfig(weights="int8", context_length=1024, max_rows=16, page_size=64),
+        evaluation=EvaluationConfig(baseline_items=100),
+        sft=dataclasses.replace(sft, train=train),
+    )  # fmt: skip
+
+
+def _live(count: int, max_prompt_tokens: int) -> ItemsConfig:
+    train = {"live_simple": 0, "live_multiple": 0, "live_irrelevance": 0}
+    names = ("simple_python", "multiple", "parallel", "irrelevance")
+    return ItemsConfig(
+        protocol="live_to_nonlive", train=train, test=dict.fromkeys(names, count), validation=16,
+        max_prompt_tokens=max_prompt_tokens,
+    )  # fmt: skip
+
+
+def _gpu(config: ToolAceRConfig) -> ToolAceRConfig:
+    """Sizes for one GPU of 24 GB or more."""
+    train = dataclasses.replace(config.sft.train, log_every=20, checkpoint_every=100)
+    train = dataclasses.replace(
+        train, optimizer=dataclasses.replace(train.optimizer, warmup_steps=20)
+    )
+    return dataclasses.replace(
+        config,
+        arms=("toolace_r", "sft", "no_selection", "random_selection", "no_refinement_data",
+              "no_kept_correct", "continued"),
+        items=_live(0, 1024),
+        rounds=RoundsConfig(warm_up_fraction=0.3, warm_up_steps=100, steps=240, max_rounds=4),
+        evaluation=EvaluationConfig(fixed_steps=(1, 2, 3, 5), self_consistency_samples=16),
+        answer_tokens=128,
+        engine=EngineConfig(weights="bfloat16", context_length=2048, max_rows=64,
+                            prefill_tokens=4096, decode_steps=8),
+        sft=dataclasses.replace(config.sft, dtype="bfloat16", seq_len=2048, batch_rows=8,
+                                train=train),
+    )  # fmt: skip
+
+
+def _debug(config: ToolAceRConfig) -> ToolAceRConfig:
+    """Bytes as tokens and a random model: it goes through every stage and learns nothing."""
+    train = dataclasses.replace(config.sft.train, log_every=1, quick_compile=True)
+    return dataclasses.replace(
+        config,
+        arms=("toolace_r", "random_selection"),
+        items=ItemsConfig(
+            train={"simple_python": 6, "irrelevance": 4}, test={"simple_python": 3,
+                                                                "irrelevance": 3},
+            validation=2, refusal_share=0.5, max_prompt_tokens=700,
+        ),
+        rounds=RoundsConfig(warm_up_steps=2, steps=2, max_rounds=2, min_growth=None),
+        # A random model solves no call: every item is kept, so that there is something to learn.
+        selection=SelectionConfig(samples=2, min_solved=0),
+        refinement_data=RefinementDataConfig(wrong_share=0.25),
+        evaluation=EvaluationConfig(fixed_steps=(1,), self_consistency_samples=2),
+        answer_tokens=12,
+        engine=EngineConfig(context_length=1536, max_rows=4, prefill_tokens=1024, page_size=512),
+        sft=dataclasses.replace(config.sft, base="tiny", seq_len=1280, batch_rows=2,
+                                lora=LoraConfig(rank=2), train=train),
+    )  # fmt: skip
