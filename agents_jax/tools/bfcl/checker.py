@@ -1,8 +1,9 @@
 """Whether calls agree with a gold answer: BFCL's rules for syntax trees, written anew.
 
 The rules (types, allowed values, order-free matching of several calls) follow the behaviour of
-`bfcl_eval.eval_checker.ast_eval.ast_checker`, version 2026.3.23, for Python; its oddities are kept
-where they decide whether an answer counts, so that accuracies can be compared.
+`bfcl_eval.eval_checker.ast_eval.ast_checker`, version 2026.3.23; its oddities are kept where they
+decide whether an answer counts, so that accuracies can be compared. Java and JavaScript arguments
+come as texts (`languages.parse_language_calls`) and are read by the type of their parameter.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agents_jax.tools.bfcl.data import AST_CATEGORIES, CATEGORIES, Item
+from agents_jax.tools.bfcl.data import ANSWERED_CATEGORIES, CATEGORIES, Item
+from agents_jax.tools.bfcl.languages import ARRAY_TYPES, VALUE_TYPES, read_value
 from agents_jax.tools.calls import Call
 
 ERROR_TYPES = (
@@ -24,6 +26,8 @@ ERROR_TYPES = (
     "missing_optional",
     "type_error:simple",
     "type_error:nested",
+    "type_error:java",
+    "type_error:js",
     "value_error:string",
     "value_error:list",
     "value_error:dict_key",
@@ -38,15 +42,18 @@ ERROR_TYPES = (
 )
 """What `Verdict.error_type` may be; the names are BFCL's without the checker function's name."""
 
-_PYTHON_TYPES: dict[str, type] = {
-    "string": str,
-    "integer": int,
-    "float": float,
-    "boolean": bool,
-    "array": list,
-    "tuple": list,
-    "dict": dict,
-    "any": str,
+_TYPES: dict[str, dict[str, type]] = {
+    "python": {
+        "string": str,
+        "integer": int,
+        "float": float,
+        "boolean": bool,
+        "array": list,
+        "tuple": list,
+        "dict": dict,
+        "any": str,
+    },
+    **VALUE_TYPES,
 }
 _IGNORED = re.compile(r"[ ,./\-_*^]")
 
@@ -73,11 +80,12 @@ def check(item: Item, calls: Sequence[Call]) -> Verdict:
     Raises:
       ValueError: a category without rules here, or a schema of an unknown type.
     """
-    if item.category not in CATEGORIES:
+    allowed = {**CATEGORIES, **ANSWERED_CATEGORIES}
+    if item.category not in allowed:
         raise ValueError(
-            f"{item.id} has the category {item.category!r}; allowed: {', '.join(CATEGORIES)}."
+            f"{item.id} has the category {item.category!r}; allowed: {', '.join(allowed)}."
         )
-    if item.category not in AST_CATEGORIES:
+    if item.category not in ANSWERED_CATEGORIES:
         return _check_relevance(item.category, len(calls))
     if len(calls) != len(item.ground_truth):
         return Verdict(
@@ -136,7 +144,7 @@ def _check_call(item: Item, gold: Mapping[str, Mapping[str, list]], call: Call) 
     for name, value in call.arguments.items():
         if name not in properties or name not in allowed:
             return Verdict(False, "unexpected_param", f"{name!r} is not a parameter due here")
-        error = _check_value(properties[name], value, allowed[name])
+        error = _check_argument(properties[name], value, allowed[name], item.language)
         if error:
             return Verdict(
                 False, error, f"{name}={_short(value)}; allowed: {_short(allowed[name])}"
@@ -147,15 +155,28 @@ def _check_call(item: Item, gold: Mapping[str, Mapping[str, list]], call: Call) 
     return VALID
 
 
-def _check_value(schema: Mapping[str, Any], value: Any, allowed: Sequence) -> str | None:
+def _check_argument(
+    schema: Mapping[str, Any], value: Any, allowed: Sequence, language: str
+) -> str | None:
     """Error type of one argument, None where it is right."""
-    kind = _python_type(schema)
-    if schema["type"] == "tuple" and type(value) is tuple:
+    kind = _type(schema, language)
+    arrays = ("array", "tuple") if language == "python" else ARRAY_TYPES
+    is_array = schema["type"] in arrays and "items" in schema
+    inner = _type(schema["items"], language) if is_array else None
+    if language != "python":
+        if type(value) is not str:
+            return "type_error:java" if language == "java" else "type_error:js"
+        value = read_value(value, schema, language)
+    elif schema["type"] == "tuple" and type(value) is tuple:
         value = list(value)
-    if kind is float and type(value) is int:
+    elif kind is float and type(value) is int:
         with contextlib.suppress(OverflowError):  # too large: stays an integer, a wrong type
             value = float(value)
-    inner = _python_type(schema["items"]) if kind is list and "items" in schema else None
+    return _check_value(value, kind, inner, allowed)
+
+
+def _check_value(value: Any, kind: type, inner: type | None, allowed: Sequence) -> str | None:
+    """Error type of a value of the type `kind` with elements of the type `inner`."""
     gold_type = _first_type(allowed)
     # A gold value of another type than the schema's stands for the name of a variable.
     variable = gold_type is not None and gold_type is not kind
@@ -241,11 +262,11 @@ def _first_type(allowed: Sequence) -> type | None:
     return next((type(a) for a in allowed if a != ""), None)
 
 
-def _python_type(schema: Mapping[str, Any]) -> type:
-    kind = schema.get("type")
-    if kind not in _PYTHON_TYPES:
-        raise ValueError(f"schema type {kind!r} is unknown; allowed: {', '.join(_PYTHON_TYPES)}.")
-    return _PYTHON_TYPES[kind]
+def _type(schema: Mapping[str, Any], language: str) -> type:
+    kind, types = schema.get("type"), _TYPES[language]
+    if kind not in types:
+        raise ValueError(f"schema type {kind!r} is unknown; allowed: {', '.join(types)}.")
+    return types[kind]
 
 
 def _short(value: Any) -> str:

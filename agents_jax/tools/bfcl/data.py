@@ -1,7 +1,7 @@
-"""BFCL's single-turn Python items, read from the pinned bfcl-eval wheel (version 4 of the data).
+"""BFCL's single-turn items, read from the pinned bfcl-eval wheel (version 4 of the data).
 
-Left out: Java and JavaScript (their answers need parsers of those languages), multi-turn, memory
-and web search (they run programs or need the web).
+Multi-turn items are in `multi_turn`. Left out: memory and web search, which need indexes of
+embeddings and the live web.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from agents_jax.tools.bfcl.languages import Language, described_as_text
 from pangu_jax.data.wheel import fetch_member
 
 WHEEL = "bfcl-eval"
@@ -35,13 +36,18 @@ AST_CATEGORIES: dict[str, int] = {
     "live_parallel": 16,
     "live_parallel_multiple": 24,
 }
-"""Categories whose answers are compared with a gold answer, and their numbers of items."""
+"""Python categories whose answers are compared with a gold answer, and their numbers of items."""
+LANGUAGE_CATEGORIES: dict[str, int] = {"simple_java": 100, "simple_javascript": 50}
+"""The same in other languages; answers and values are in the syntax of the language."""
+_LANGUAGES: dict[str, Language] = {"simple_java": "java", "simple_javascript": "javascript"}
+ANSWERED_CATEGORIES: dict[str, int] = AST_CATEGORIES | LANGUAGE_CATEGORIES
+"""All single-turn categories with gold answers."""
 CATEGORIES: dict[str, int] = AST_CATEGORIES | {
     "irrelevance": 240,
     "live_irrelevance": 884,
     "live_relevance": 16,
 }
-"""All categories read here; in the last three only whether a call is made counts."""
+"""All Python categories read here; in the last three only whether a call is made counts."""
 # The types of BFCL's function descriptions in JSON Schema. Values of 'any' are strings in the
 # data and in its checker.
 _JSON_TYPES = {
@@ -73,6 +79,7 @@ class Item:
     messages: the conversation, {'role', 'content'} each, the last from the user; a few live items
       have a system message or earlier turns.
     functions: descriptions with 'parameters' as JSON Schema; what prompts and grammars take.
+      For Java and JavaScript every parameter is a string: the value as source text.
     raw_functions: the same as in the file (types 'dict', 'float', 'tuple', 'any'); what the checker
       and the official prompt take.
     ground_truth: per call that is due {function: {parameter: allowed values}}; "" among the values
@@ -85,6 +92,11 @@ class Item:
     functions: tuple[Mapping[str, Any], ...]
     raw_functions: tuple[Mapping[str, Any], ...]
     ground_truth: tuple[Mapping[str, Mapping[str, list]], ...] = ()
+
+    @property
+    def language(self) -> Language | Literal["python"]:
+        """Language of the calls that answer the item."""
+        return _LANGUAGES.get(self.category, "python")
 
     @property
     def called_names(self) -> tuple[str, ...]:
@@ -103,7 +115,7 @@ def load(
     """Items of the categories, in the order asked and of the files.
 
     Args:
-      categories: names out of CATEGORIES; one or several.
+      categories: names out of CATEGORIES and LANGUAGE_CATEGORIES; one or several.
       cache: folder of the wheels in place of `pangu_jax.data.wheel.cache_dir()`.
 
     Raises:
@@ -112,10 +124,9 @@ def load(
     """
     names = [categories] if isinstance(categories, str) else list(categories)
     for name in names:
-        if name not in CATEGORIES:
-            raise BfclDataError(
-                f"BFCL category {name!r} is not read here; allowed: {', '.join(CATEGORIES)}."
-            )
+        if name not in CATEGORIES and name not in LANGUAGE_CATEGORIES:
+            allowed = ", ".join([*CATEGORIES, *LANGUAGE_CATEGORIES])
+            raise BfclDataError(f"BFCL category {name!r} is not read here; allowed: {allowed}.")
     items: list[Item] = []
     for name in names:
         items += _read_category(name, cache)
@@ -126,14 +137,15 @@ def _read_category(name: str, cache: Path | None) -> list[Item]:
     folder = "bfcl_eval/data"
     entries = _lines(fetch_member(WHEEL, f"{folder}/BFCL_v4_{name}.json", cache=cache))
     answers: Sequence[Any] = [None] * len(entries)
-    if name in AST_CATEGORIES:
+    if name in ANSWERED_CATEGORIES:
         path = fetch_member(WHEEL, f"{folder}/possible_answer/BFCL_v4_{name}.json", cache=cache)
         answers = _lines(path)
         if [e["id"] for e in entries] != [a["id"] for a in answers]:
             raise BfclDataError(f"Questions and answers of {name} do not have the same ids.")
-    if len(entries) != CATEGORIES[name]:
+    expected = {**CATEGORIES, **LANGUAGE_CATEGORIES}[name]
+    if len(entries) != expected:
         raise BfclDataError(
-            f"{name} has {len(entries)} items; {CATEGORIES[name]} are in the pinned version."
+            f"{name} has {len(entries)} items; {expected} are in the pinned version."
         )
     return [
         make_item(entry, name, answer["ground_truth"] if answer else ())
@@ -156,11 +168,14 @@ def make_item(
     """
     if len(entry["question"]) != 1:
         raise BfclDataError(f"{entry['id']} has {len(entry['question'])} turns; 1 is allowed.")
+    described = entry["function"]
+    if category in _LANGUAGES:
+        described = [described_as_text(f, _LANGUAGES[category]) for f in described]
     return Item(
         id=entry["id"],
         category=category,
         messages=tuple(entry["question"][0]),
-        functions=tuple(to_json_schema(f) for f in entry["function"]),
+        functions=tuple(to_json_schema(f) for f in described),
         raw_functions=tuple(entry["function"]),
         ground_truth=tuple(ground_truth),
     )

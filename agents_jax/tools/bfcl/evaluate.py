@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from agents_jax.tools.bfcl.checker import check
-from agents_jax.tools.bfcl.data import AST_CATEGORIES, Item
+from agents_jax.tools.bfcl.data import ANSWERED_CATEGORIES, Item
+from agents_jax.tools.bfcl.languages import parse_language_calls
 from agents_jax.tools.calls import Call, CallParseError, Dialect, parse_calls
 
 PARSE_FAILURE = "parse_failure"
@@ -112,10 +113,10 @@ def evaluate(items: Sequence[Item], texts: Sequence[str], *, dialect: Dialect = 
     """Scores of one text per item.
 
     Args:
-      items: of any categories of `data.CATEGORIES`.
+      items: of any categories that `data.load` reads.
       texts: the models' answers, in the order of the items.
       dialect: how calls are read; 'bfcl' as the leaderboard's default does, 'any' also takes JSON,
-        Hermes and fenced code, see `parse_calls`.
+        Hermes and fenced code, see `parse_calls`. Java and JavaScript are read one way.
 
     Raises:
       ValueError: not as many texts as items.
@@ -130,7 +131,7 @@ def evaluate(items: Sequence[Item], texts: Sequence[str], *, dialect: Dialect = 
             name: _score([o for o in outcomes if o.category == name])
             for name in dict.fromkeys(item.category for item in items)
         },
-        calls=_score([o for o in outcomes if o.category in AST_CATEGORIES]),
+        calls=_score([o for o in outcomes if o.category in ANSWERED_CATEGORIES]),
         irrelevance=_score([o for o in outcomes if "irrelevance" in o.category]),
         relevance=_score([o for o in outcomes if o.category.endswith("_relevance")]),
         outcomes=outcomes,
@@ -140,11 +141,11 @@ def evaluate(items: Sequence[Item], texts: Sequence[str], *, dialect: Dialect = 
 def judge(item: Item, text: str, *, dialect: Dialect = "bfcl") -> Outcome:
     """One answer read and checked. A text that cannot be read counts as no call."""
     try:
-        calls: list[Call] | None = parse_calls(text, dialect=dialect)
+        calls: list[Call] | None = read_answer(item, text, dialect=dialect)
         message = ""
     except CallParseError as error:
         calls, message = None, str(error)
-    if calls is None and item.category in AST_CATEGORIES:
+    if calls is None and item.category in ANSWERED_CATEGORIES:
         return Outcome(item.id, item.category, False, PARSE_FAILURE, message, None, False)
     verdict = check(item, calls or [])
     names = collections.Counter(call.name for call in calls or [])
@@ -157,6 +158,17 @@ def judge(item: Item, text: str, *, dialect: Dialect = "bfcl") -> Outcome:
         None if calls is None else tuple(calls),
         names == collections.Counter(item.called_names),
     )
+
+
+def read_answer(item: Item, text: str, *, dialect: Dialect = "bfcl") -> list[Call]:
+    """The calls that a text makes, in the item's language.
+
+    Raises:
+      CallParseError: the text is not a list of calls.
+    """
+    if item.language == "python":
+        return parse_calls(text, dialect=dialect)
+    return parse_language_calls(text, item.language)
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:

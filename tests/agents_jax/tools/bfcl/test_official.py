@@ -18,7 +18,7 @@ def test_checker_agrees_on_gold_and_changed_answers(real_items, peer):
     cases = peer.make_cases(items, 3, seed=5)
     theirs, _ = peer.official(cases)
     assert len(cases) == 4 * len(items)
-    mine = [peer.judged(item, peer.parsed_or_none(text)) for item, text, _ in cases]
+    mine = [peer.judged(item, peer.parsed_or_none(item, text)) for item, text, _ in cases]
     differ = [
         (change, text, m, t)
         for (_, text, change), m, t in zip(cases, mine, theirs, strict=True)
