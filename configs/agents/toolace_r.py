@@ -48,7 +48,7 @@ def get_config(variant: str = "cpu"):
         evaluation = dataclasses.replace(config.evaluation, fixed_steps=(1, 2, 3, 4, 5))
         config = dataclasses.replace(config, evaluation=evaluation)
     elif variant == "live_to_nonlive":
-        config = dataclasses.replace(config, items=_live(60, 448))
+        config = dataclasses.replace(config, data=_live(60, 448))
     elif variant == "gpu":
         config = _gpu(config)
     elif variant == "debug":
@@ -63,7 +63,7 @@ def _cpu() -> ToolAceRConfig:
     optimizer = dataclasses.replace(sft.train.optimizer, learning_rate=1e-3, warmup_steps=6)
     train = dataclasses.replace(sft.train, optimizer=optimizer, log_every=8, checkpoint_every=32)
     return ToolAceRConfig(
-        items=ItemsConfig(
+        data=ItemsConfig(
             train={"simple_python": 90, "live_simple": 60, "multiple": 40, "parallel": 20,
                    "irrelevance": 60},
             test={"simple_python": 70, "live_simple": 60, "multiple": 38, "parallel": 20,
@@ -95,7 +95,7 @@ def _gpu(config: ToolAceRConfig) -> ToolAceRConfig:
         config,
         arms=("toolace_r", "sft", "no_selection", "random_selection", "no_refinement_data",
               "no_kept_correct", "continued"),
-        items=_live(0, 1024),
+        data=_live(0, 1024),
         rounds=RoundsConfig(warm_up_fraction=0.3, warm_up_steps=100, steps=240, max_rounds=4),
         evaluation=EvaluationConfig(fixed_steps=(1, 2, 3, 5), self_consistency_samples=16),
         answer_tokens=128,
@@ -112,7 +112,7 @@ def _debug(config: ToolAceRConfig) -> ToolAceRConfig:
     return dataclasses.replace(
         config,
         arms=("toolace_r", "random_selection"),
-        items=ItemsConfig(
+        data=ItemsConfig(
             train={"simple_python": 6, "irrelevance": 4}, test={"simple_python": 3,
                                                                 "irrelevance": 3},
             validation=2, refusal_share=0.5, max_prompt_tokens=700,

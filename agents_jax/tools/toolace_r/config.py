@@ -153,7 +153,7 @@ class ToolAceRConfig:
 
     experiment: str = "agents.toolace_r"
     arms: tuple[str, ...] = (MAIN,)
-    items: ItemsConfig
+    data: ItemsConfig
     selection: SelectionConfig = SelectionConfig()
     refinement_data: RefinementDataConfig = RefinementDataConfig()
     rounds: RoundsConfig = RoundsConfig()
@@ -181,12 +181,12 @@ class ToolAceRConfig:
             raise ValueError(f"answer_tokens={self.answer_tokens} must be at least 1.")
         if self.sft.objective != "sft":
             raise ValueError(f"sft.objective={self.sft.objective!r}; only 'sft' is meant here.")
-        room = self.engine.context_length - self.items.max_prompt_tokens
+        room = self.engine.context_length - self.data.max_prompt_tokens
         words = len(re.findall(r"\w+|\W", self.refine.instruction))
         if room < 2 * self.answer_tokens:
             raise ValueError(
                 f"engine.context_length={self.engine.context_length} has no room for a prompt of "
-                f"items.max_prompt_tokens={self.items.max_prompt_tokens}, an answer of "
+                f"data.max_prompt_tokens={self.data.max_prompt_tokens}, an answer of "
                 f"answer_tokens={self.answer_tokens}, an instruction of about {words} tokens and "
                 "one more answer; raise it."
             )

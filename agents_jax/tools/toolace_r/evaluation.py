@@ -101,7 +101,7 @@ def measure(
     """
     requests = [
         GenerateRequest(
-            messages=prompt_messages(item, config.items.style), max_tokens=config.answer_tokens,
+            messages=prompt_messages(item, config.data.style), max_tokens=config.answer_tokens,
             tag=item.id,
         )
         for item in items
@@ -118,7 +118,7 @@ def measure(
             fixed[steps] = _refine(model, requests, chosen)
         if n := config.evaluation.self_consistency_samples:
             temperature = config.evaluation.self_consistency_temperature
-            seeded = [dataclasses.replace(request, seed=config.items.seed) for request in requests]
+            seeded = [dataclasses.replace(request, seed=config.data.seed) for request in requests]
             samples = tuple(draw(model, seeded, n=n, temperature=temperature))
     return Point(tuple(items), plain, adaptive, fixed, samples)
 

@@ -80,9 +80,9 @@ def _parts(config: ToolAceRConfig, models: Models, workdir: pathlib.Path) -> Par
     tokenizer = models.base.tokenizer
 
     def num_tokens(item: Item) -> int:
-        return len(chat_ids(tokenizer, prompt_messages(item, config.items.style)))
+        return len(chat_ids(tokenizer, prompt_messages(item, config.data.style)))
 
-    parts = make_parts(config.items, config.rounds, num_tokens)
+    parts = make_parts(config.data, config.rounds, num_tokens)
     for name, counts in parts.sizes().items():
         _say(f"  {name}: " + ", ".join(f"{n} {category}" for category, n in counts.items()))
     for reason, count in parts.dropped.items():

@@ -60,8 +60,8 @@ def make_parts(
     if not pool or not test or not validation:
         raise ValueError(
             f"{len(pool)} items to train on, {len(validation)} for validation and {len(test)} to "
-            "test on are left; each needs at least one. Raise items.max_prompt_tokens or the "
-            "numbers in items.train and items.test."
+            "test on are left; each needs at least one. Raise data.max_prompt_tokens or the "
+            "numbers in data.train and data.test."
         )
     count = max(1, round(rounds.warm_up_fraction * len(pool)))
     first = set(rng.permutation(len(pool))[:count].tolist())

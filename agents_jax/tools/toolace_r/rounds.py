@@ -120,7 +120,7 @@ class Stages:
 
     def warm_up(self) -> tuple[Checkpoint, Point]:
         """Round 0: tuned on direct examples of the warm-up items alone."""
-        chats = [to_chat(item, self.config.items.style) for item in self.parts.warm_up]
+        chats = [to_chat(item, self.config.data.style) for item in self.parts.warm_up]
         tuned = self._tune(WARM_UP, chats, self.config.rounds.warm_up_steps, ())
         with self.timings.stage(f"{WARM_UP}: test"), self.models.open(tuned) as model:
             # Refinement by a model that never saw any: the control 'untrained refinement'.
@@ -159,7 +159,7 @@ class Stages:
             corpus = build_corpus(
                 [item for item in self.parts.pool if item.id in ids],
                 answers or {item.id: () for item in self.parts.pool},
-                config.refinement_data, style=config.items.style, round_number=number,
+                config.refinement_data, style=config.data.style, round_number=number,
             )  # fmt: skip
             self._keep_corpus(name, corpus)
             before = () if config.rounds.restart else current.folders
@@ -176,7 +176,7 @@ class Stages:
             self.models.open(checkpoint) as model,
         ):
             attempts = sample_attempts(
-                model, pool, config.selection, style=config.items.style,
+                model, pool, config.selection, style=config.data.style,
                 max_tokens=config.answer_tokens,
             )  # fmt: skip
             answers: dict[str, Sequence[str]] = {n: a.texts for n, a in attempts.items()}
@@ -194,7 +194,7 @@ class Stages:
     def _greedy(self, model: LanguageModel) -> dict[str, Sequence[str]]:
         requests = [
             GenerateRequest(
-                messages=prompt_messages(item, self.config.items.style),
+                messages=prompt_messages(item, self.config.data.style),
                 max_tokens=self.config.answer_tokens, tag=item.id,
             )
             for item in self.parts.pool
@@ -240,7 +240,7 @@ class Stages:
         with self.timings.stage(f"{name}: tuning"):
             result = train(
                 settings, folder, examples=chats,
-                held_out=[to_chat(item, self.config.items.style) for item in self.parts.validation],
+                held_out=[to_chat(item, self.config.data.style) for item in self.parts.validation],
                 model=self.models.load(Checkpoint("start", before)), say=self._say,
             )  # fmt: skip
         if result.fit.interrupted:
