@@ -1,8 +1,9 @@
 """Tool calls as data, and the texts in which models write them.
 
 Two forms: Python calls, `[f(a=1, b="x"), g()]`, and JSON, a list of
-`{"name": ..., "arguments": {...}}` or one such object in each `<tool_call>` element (Hermes).
-A model's text is never executed: it is parsed to a syntax tree, or as JSON, and read from there.
+`{"name": ..., "arguments": {...}}`, with the marks of the model's family around it or without
+(`call_forms.py`). A model's text is never executed: it is parsed to a syntax tree, or as JSON, and
+read from there.
 """
 
 from __future__ import annotations
@@ -15,15 +16,14 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from agents_jax.tools.literals import MAX_INT_BITS, CallParseError, read_json, read_python
+from agents_jax.tools.call_forms import read_any, read_strict
+from agents_jax.tools.literals import MAX_INT_BITS, CallParseError, read_python
 
 MAX_CHARS = 32_768
 """Longest text that is parsed, in characters."""
 
 Form = Literal["python", "json", "hermes"]
-Dialect = Literal["any", "bfcl"]
-_FENCE = re.compile(r"^```[A-Za-z_]*[ \t]*\n?(.*?)\n?[ \t]*```$", re.DOTALL)
-_TOOL_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
+Dialect = Literal["any", "strict", "bfcl"]
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -43,32 +43,28 @@ def parse_calls(text: str, *, dialect: Dialect = "any") -> list[Call]:
 
     Args:
       text: a model's answer, up to MAX_CHARS characters.
-      dialect: 'any' takes Python calls, JSON and Hermes, in code fences or not, keyword arguments
-        only, each once. 'bfcl' decodes as BFCL's default does: Python calls only, missing outer
-        brackets added, positional arguments dropped, the last of a repeated argument kept.
+      dialect: 'any' takes every form: Python calls, JSON, and the marks of Hermes, Qwen, Mistral
+        and Llama 3, in code fences or not, keyword arguments only, each once; bare words are text,
+        arithmetic on numbers is done. 'strict' takes the same forms where the text is nothing else,
+        see `call_forms.read_strict`. 'bfcl' decodes as BFCL's default does: Python calls only,
+        missing outer brackets added, positional arguments dropped, the last of a repeated argument
+        kept.
 
     Raises:
       CallParseError: the text is not a list of calls; the message says why. Nothing else is raised,
         whatever the text.
     """
-    if dialect not in ("any", "bfcl"):
-        raise ValueError(f"dialect {dialect!r} is unknown; allowed: any, bfcl.")
+    if dialect not in ("any", "bfcl", "strict"):
+        raise ValueError(f"dialect {dialect!r} is unknown; allowed: any, bfcl, strict.")
     if len(text) > MAX_CHARS:
         raise CallParseError(f"the text has {len(text)} characters, more than {MAX_CHARS}")
     if dialect == "bfcl":
         text = text.strip("`\n ")
         text = text if text.startswith("[") else "[" + text
         text = text if text.endswith("]") else text + "]"
-        return [Call(*pair) for pair in read_python(text.strip().strip("'"), strict=False)]
-    text = _unfence(text)
-    if "<tool_call>" in text:
-        pairs = [pair for part in _TOOL_CALL.findall(text) for pair in read_json(_unfence(part))]
-    elif re.match(r"\{|\[\s*\{", text):
-        pairs = read_json(text)
-    elif text:
-        pairs = read_python(text, strict=True)
+        pairs = read_python(text.strip().strip("'"), strict=False)
     else:
-        raise CallParseError("the text is empty")
+        pairs = read_any(text) if dialect == "any" else read_strict(text)
     return [Call(*pair) for pair in pairs]
 
 
@@ -112,13 +108,6 @@ def _sorted(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_sorted(v) for v in value)
     return value
-
-
-def _unfence(text: str) -> str:
-    """The text without surrounding blanks, backticks and a code fence with its language."""
-    text = text.strip()
-    fenced = _FENCE.match(text)
-    return (fenced.group(1) if fenced else text).strip("`").strip()
 
 
 def _python_call(call: Call) -> str:

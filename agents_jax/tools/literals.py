@@ -49,7 +49,7 @@ def read_python(text: str, *, strict: bool) -> list[tuple[str, dict[str, Any]]]:
     Raises:
       CallParseError: anything else.
     """
-    _check_depth(text)
+    check_depth(text)
     try:
         body = _parse_quietly(text).body
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
@@ -102,7 +102,7 @@ def _json_call(value: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _load(text: str) -> Any:
-    _check_depth(text)
+    check_depth(text)
 
     def refuse(constant):
         raise CallParseError(f"{constant} is not a JSON value")
@@ -221,8 +221,12 @@ def _bounded(value: Any) -> Any:
     return value
 
 
-def _check_depth(text: str) -> None:
-    """Refuses deep brackets before a recursive parser sees them; strings are skipped."""
+def check_depth(text: str) -> None:
+    """Refuses deep brackets before a recursive parser sees them; strings are skipped.
+
+    Raises:
+      CallParseError: more than MAX_DEPTH.
+    """
     if sum(map(text.count, "([{")) <= MAX_DEPTH:
         return
     depth, quote, position = 0, "", 0

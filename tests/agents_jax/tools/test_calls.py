@@ -50,6 +50,7 @@ def test_python_text_gives_the_calls_back(calls):
     text = render_calls(calls)
     assert _exactly(parse_calls(text)) == _exactly(calls)
     assert _exactly(parse_calls(text, dialect="bfcl")) == _exactly(calls)
+    assert _exactly(parse_calls(text, dialect="strict")) == _exactly(calls)
 
 
 @given(_calls(_values(st.text(), tuples=False)), st.sampled_from(["json", "hermes"]))
@@ -58,7 +59,9 @@ def test_json_text_gives_the_calls_back(calls, form):
     if form == "hermes" and not calls:
         return  # no element, no call: the text is empty
     calls = [c for c in calls if "</tool_call>" not in repr(c)]
-    assert _exactly(parse_calls(render_calls(calls, form) or "[]")) == _exactly(calls)
+    for dialect in ("any", "strict"):
+        read = parse_calls(render_calls(calls, form) or "[]", dialect=dialect)
+        assert _exactly(read) == _exactly(calls)
 
 
 def test_a_lone_surrogate_survives():
@@ -95,10 +98,109 @@ def test_same_calls_tells_types_apart():
         '\\"x\\"}"}}, {"name": "g", "arguments": {}}]',
         'Yes. <tool_call>\n{"name": "f", "arguments": {"a": 1, "b": "x"}}\n</tool_call>\n'
         '<tool_call>{"name": "g", "arguments": {}}',
+        # Llama 3
+        '<|python_tag|>{"name": "f", "parameters": {"a": 1, "b": "x"}}; {"name": "g", '
+        '"parameters": {}}<|eom_id|>',
+        '{"name": "f", "parameters": {"a": 1, "b": "x"}};\n{"name": "g", "parameters": {}};',
+        '{"name": "f", "parameters": {"a": 1, "b": "x"}}\n{"name": "g"}<|eot_id|>',
+        '<|python_tag|>f(a=1, b="x"), g()',
+        # Mistral
+        '[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1, "b": "x"}}, {"name": "g"}]</s>',
+        'Yes.[TOOL_CALLS][{"name": "f", "arguments": {"a": 1, "b": "x"}}, {"name": "g"}] Done.',
+        '[TOOL_CALLS]f[ARGS]{"a": 1, "b": "x"}[TOOL_CALLS]g{}',
+        '[TOOL_CALLS]f[CALL_ID]a1B2[ARGS]{"a": 1, "b": "x"} [TOOL_CALLS] g {}',
+        # Qwen
+        '<tool_call>\n{"name": "f", "arguments": {"a": 1, "b": "x"}}\n</tool_call>\n<tool_call>\n'
+        '{"name": "g", "arguments": {}}\n</tool_call><|im_end|>',
     ],
 )
 def test_forms(text):
     assert parse_calls(text) == [Call("f", {"a": 1, "b": "x"}), Call("g")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[f(a=1, b="x"), g()]',
+        ' [f(a=1, b="x"), g()]\n',
+        '[{"name": "f", "arguments": {"a": 1, "b": "x"}}, {"name": "g", "arguments": {}}]',
+        '{"name": "f", "parameters": {"a": 1, "b": "x"}}; {"name": "g", "parameters": {}}',
+        '<|python_tag|>{"name": "f", "parameters": {"a": 1, "b": "x"}};{"name": "g", '
+        '"parameters": {}}',
+        '<|python_tag|>f(a=1, b="x"), g()',
+        '[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1, "b": "x"}}, '
+        '{"name": "g", "arguments": {}}]',
+        '[TOOL_CALLS]f[ARGS]{"a": 1, "b": "x"}[TOOL_CALLS]g[ARGS]{}',
+        '<tool_call>{"name": "f", "arguments": {"a": 1, "b": "x"}}</tool_call>\n'
+        '<tool_call>{"name": "g", "arguments": {}}</tool_call>',
+    ],
+)
+def test_strict_takes_whole_texts_of_every_form(text):
+    assert parse_calls(text, dialect="strict") == [Call("f", {"a": 1, "b": "x"}), Call("g")]
+    assert parse_calls(text) == [Call("f", {"a": 1, "b": "x"}), Call("g")]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("f(a=1)", "begin as a list"),
+        ("f(a=1), g()", "begin as a list"),
+        ("```python\n[f(a=1)]\n```", "begin as a list"),
+        ("Sure: [f(a=1)]", "begin as a list"),
+        ("[f(a=x)]", "Name is not a literal"),
+        ("[f(a=1 + 2)]", "BinOp is not a literal"),
+        ("[f(a=-(1 + 2))]", "UnaryOp is not a literal"),
+        ("[f(a=g(b=1))]", "Call is not a literal"),
+        ("[f(a={x: 1})]", "Name is not a literal"),
+        ("[f(a=...)]", "Constant is not a literal"),
+        ("[f(a=1)], [g()]", "where a call should"),
+        ('[{"name": "f"}]', "has the keys name;"),
+        ('{"name": "f", "arguments": {}, "id": 1}', "has the keys arguments, id, name"),
+        ('{"type": "function", "function": {"name": "f", "arguments": {}}}', "has the keys"),
+        ('{"name": "f", "arguments": "{}"}', "not an object"),
+        ('{"name": "f", "arguments": {"a": 1, "a": 2}}', "key twice"),
+        ('{"name": "f", "arguments": {}};', "text stands after"),
+        ('{"name": "f", "arguments": {}}, {"name": "g", "arguments": {}}', "text stands after"),
+        ('<tool_call>{"name": "f", "arguments": {}}', "not closed"),
+        ('<tool_call>{"name": "f", "arguments": {}}</tool_call> so', "stands beside"),
+        ('<tool_call>[{"name": "f", "arguments": {}}]</tool_call>', "not one JSON object"),
+        ('I will. [TOOL_CALLS][{"name": "f", "arguments": {}}]', "begin as a list"),
+        ('[TOOL_CALLS][{"name": "f", "arguments": {}}] so', "beside the calls"),
+        ('[TOOL_CALLS]{"name": "f", "arguments": {}}', "not a list"),
+        ("<|python_tag|>", "nothing stands after"),
+        ("", "begin as a list"),
+    ],
+)
+def test_strict_refuses(text, reason):
+    with pytest.raises(CallParseError, match=reason):
+        parse_calls(text, dialect="strict")
+
+
+def test_a_mark_within_an_argument_is_text():
+    for text in (
+        '[f(a="[TOOL_CALLS]<|python_tag|>")]',
+        '[{"name": "f", "arguments": {"a": "[TOOL_CALLS]<|python_tag|>"}}]',
+        '[TOOL_CALLS]f[ARGS]{"a": "[TOOL_CALLS]<|python_tag|>"}',
+    ):
+        for dialect in ("any", "strict"):
+            (call,) = parse_calls(text, dialect=dialect)
+            assert call == Call("f", {"a": "[TOOL_CALLS]<|python_tag|>"})
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "piece", ["{};", '{"name":"f"};', "[TOOL_CALLS]f{}", "<tool_call>", "[TOOL_CALLS]f ", "f ", " "]
+)
+def test_long_texts_take_no_long_time(piece):
+    for text in (
+        piece * (MAX_CHARS // len(piece)),
+        "[TOOL_CALLS]f" + piece * (20_000 // len(piece)),
+    ):
+        for dialect in ("any", "strict"):
+            try:
+                parse_calls(text, dialect=dialect)
+            except CallParseError:
+                pass
 
 
 @pytest.mark.parametrize(
@@ -208,7 +310,7 @@ def test_nothing_is_executed(tmp_path):
         f"(lambda: open({str(target)!r}, 'w'))()",
         f"g(b=open({str(target)!r}, 'w'))",
     ):
-        for dialect in ("any", "bfcl"):
+        for dialect in ("any", "bfcl", "strict"):
             try:
                 calls = parse_calls(f"[f(a={source})]", dialect=dialect)
             except CallParseError:
@@ -220,7 +322,8 @@ def test_nothing_is_executed(tmp_path):
 _FRAGMENTS = [
     "f", "(", ")", "[", "]", "{", "}", "a=", "1", "-", "+", "**", "*", "9", "'", '"', '"""', "\\",
     ",", ":", ".", "x", "lambda ", "if ", " else ", "not ", "await ", "yield ", "`", "```", "\n",
-    "<tool_call>", "</tool_call>", '{"name": "f"', '"arguments": ', "NaN", "0x", "1e9", "#", "\0",
+    "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", ";",
+    '{"name": "f"', '"arguments": ', "NaN", "0x", "1e9", "#", "\0",
     "\ud800", "__class__", ":=", "f'{", "...", "@", "%", "~", "=", "True", "b'", " ", "_", "٣",
 ]  # fmt: skip
 
@@ -231,7 +334,7 @@ _FRAGMENTS = [
         st.lists(st.sampled_from(_FRAGMENTS), max_size=40).map("".join),
         st.tuples(st.sampled_from(_FRAGMENTS), st.integers(0, 3000)).map(lambda t: t[0] * t[1]),
     ),
-    st.sampled_from(["any", "bfcl"]),
+    st.sampled_from(["any", "bfcl", "strict"]),
 )
 @settings(max_examples=400)
 def test_any_text_gives_calls_or_the_one_error(text, dialect):
@@ -257,5 +360,5 @@ def test_unwritable_calls_are_named():
                 render_calls([Call("f", {"a": [value]})], form)
     with pytest.raises(ValueError, match="allowed: python, json, hermes"):
         render_calls([], "xml")
-    with pytest.raises(ValueError, match="allowed: any, bfcl"):
+    with pytest.raises(ValueError, match="allowed: any, bfcl, strict"):
         parse_calls("f()", dialect="other")
