@@ -30,6 +30,8 @@ EXPERIMENTS = {
     "pangu.inference": "pangu_jax.inference.experiment",
     "pangu.sft": "pangu_jax.training.sft.experiment",
     "agents.bfcl_sft": "agents_jax.tools.bfcl.fine_tuning",
+    "agents.meco": "agents_jax.tools.meco.experiment",
+    "agents.agent": "agents_jax.tools.agent.experiment",
     "agents.toolace_r": "agents_jax.tools.toolace_r.experiment",
 }
 _OF_A_RUN = ("eval", "predict", "generate", "needle")  # modes that read a checkpoint

@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from agents_jax.tools.agent.plain import plain
 from agents_jax.tools.calls import Call
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class Proposal:
                 "type": "function",
                 "function": {
                     "name": call.name,
-                    "arguments": json.dumps(call.arguments, ensure_ascii=False, default=str),
+                    "arguments": json.dumps(plain(call.arguments), ensure_ascii=False),
                 },
             }
             for name, call in zip(ids, self.calls, strict=True)
