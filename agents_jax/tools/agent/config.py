@@ -36,7 +36,8 @@ class AgentConfig:
       ask again what was answered.
     policy, refiner: NAME or NAME:key=value,..., see plugins.py.
     tasks: 'builtin', or a file of tasks (tasks.py). limit: the first so many; 0 for all.
-    concurrency: tasks at once. max_failures: tasks in a row whose model failed that end the run.
+    concurrency: tasks at once; a local engine answers them in batches. max_failures: tasks in a
+      row whose model failed that end the run.
     """
 
     experiment: str = "agents.agent"
@@ -58,7 +59,7 @@ class AgentConfig:
     limit: int = 0
     loop: LoopSettings = LoopSettings()
     tools: ToolsConfig = ToolsConfig()
-    concurrency: int = 1
+    concurrency: int = 4
     max_failures: int = 3
 
     def __post_init__(self):

@@ -13,6 +13,7 @@ from typing import Any
 from agents_jax.llm import BaseModel, ModelConfig, open_model
 from agents_jax.tools.agent.builtin_tasks import builtin_tasks, write_documents
 from agents_jax.tools.agent.config import AgentConfig
+from agents_jax.tools.agent.gather import GatheringModel
 from agents_jax.tools.agent.loop import Agent, Listener
 from agents_jax.tools.agent.oracle import oracle_model
 from agents_jax.tools.agent.plugins import make_policy, make_refiner
@@ -81,6 +82,8 @@ def open_agent(config: AgentConfig, workdir: pathlib.Path) -> Iterator[tuple[Any
     workdir.mkdir(parents=True, exist_ok=True)
     registry = _registry(config, workdir)
     with _open_model(config, workdir) as model:
+        if config.model.startswith("local:") and config.concurrency > 1:
+            model = GatheringModel(model, config.concurrency)
         policy = make_policy(config.policy, model)
         refiner = make_refiner(config.refiner, model)
 
