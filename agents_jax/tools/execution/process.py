@@ -140,6 +140,10 @@ class WorkerProcess:
             return reply
 
     def _ending(self) -> str:
+        # The pipe of a process that ends is closed a little before it has ended.
+        deadline = time.monotonic() + 1
+        while self.alive and time.monotonic() < deadline:
+            time.sleep(0.005)
         ended = not self.alive
         self.kill()
         code = self._process.returncode

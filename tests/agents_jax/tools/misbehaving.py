@@ -114,3 +114,6 @@ class Holder:
     @staticmethod
     def method(a):
         return a + 1
+
+    def __call__(self):
+        return "called"
