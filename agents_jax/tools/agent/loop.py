@@ -33,6 +33,7 @@ from agents_jax.tools.agent.policy import (
     Refiner,
     State,
     last_query,
+    text_of,
 )
 from agents_jax.tools.agent.settings import LoopSettings
 from agents_jax.tools.agent.styles import FORMS, Choice, read_answer, request_fields
@@ -132,8 +133,7 @@ class _Run:
 
     def __init__(self, agent: Agent, task: Task):
         self._agent, self._task, self._settings = agent, task, agent.settings
-        first = [system(agent.settings.system)] if agent.settings.system else []
-        self._messages: list[Message] = [*first, *task.messages]
+        self._messages: list[Message] = _with_system(agent.settings.system, task.messages)
         self._num_given = len(self._messages)
         self._tools: tuple[ToolDefinition, ...] = ()
         self._turns: list[Turn] = []
@@ -253,7 +253,7 @@ class _Run:
         if call.name not in names:  # the executor may know tools that were not offered
             return Observation(
                 call=call, ok=False, error_kind="unknown_tool", seconds=0.0, truncated=False,
-                text=f"There is no tool named {call.name!r}; tools: {', '.join(names)}.",
+                text=f"There is no tool named {call.name[:200]!r}; tools: {', '.join(names)}.",
             )  # fmt: skip
         executor = self._agent.executor
         return self._guard("executor_failed", lambda: executor.run(call), Observation)
@@ -331,6 +331,17 @@ class _Asking:
         messages = (*self._state.messages, *extra)
         self.answers.append(self._running.ask(messages, self._choice, temperature, sample))
         return self.answers[-1]
+
+
+def _with_system(text: str, messages: Sequence[Message]) -> list[Message]:
+    """The messages below a system message; one of their own joins it, as many templates take one
+    only."""
+    rest = list(messages)
+    if not text:
+        return rest
+    if rest and rest[0].get("role") == "system":
+        text = f"{text}\n\n{text_of(rest.pop(0))}"
+    return [system(text), *rest]
 
 
 async def _within(seconds: float, model: LanguageModel, request: GenerateRequest) -> Response:

@@ -110,6 +110,13 @@ class Proposal:
     finish_reason: str = "stop"
     cost: Cost = Cost()
 
+    def __post_init__(self):
+        if self.call_ids and len(self.call_ids) != len(self.calls or ()):
+            raise ValueError(
+                f"{len(self.call_ids)} call_ids for {len(self.calls or ())} calls; one each is "
+                "needed, or none."
+            )
+
     @property
     def message(self) -> dict[str, Any]:
         """The assistant's message in the OpenAI form."""

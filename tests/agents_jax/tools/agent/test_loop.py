@@ -1,5 +1,6 @@
 """Every way in which a task can go, with scripted models."""
 
+import dataclasses
 import json
 
 import pytest
@@ -337,6 +338,18 @@ def test_system_text_and_earlier_messages(scripted, fake, registry):
     transcript = go(model, fake, registry, task=task, system="Be short.")
     assert transcript.num_given == 4
     assert model.asked[0].messages[0]["content"].endswith("Be short.")
+    task = Task(id="t", messages=({"role": "system", "content": "Be kind."}, user("1+2?")))
+    model = scripted("3")
+    go(model, fake, registry, task=task, system="Be short.", style="native")
+    assert [m["content"] for m in model.asked[0].messages] == ["Be short.\n\nBe kind.", "1+2?"]
+
+
+def test_a_refiner_whose_proposal_does_not_fit_together(scripted, fake, registry):
+    def bad(state, proposal, ask):
+        return Refinement(proposal=dataclasses.replace(proposal, call_ids=("a", "b")))
+
+    transcript = go(scripted("[add(a=1, b=1)]"), fake, registry, refiner=Refines(bad))
+    assert transcript.end == "refiner_failed" and "call_ids" in transcript.error
 
 
 # Texts near the forms of calls, so that all branches of the reading are met.
