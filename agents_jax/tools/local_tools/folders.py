@@ -63,11 +63,11 @@ def inside(root: pathlib.Path, name: str) -> pathlib.Path:
             "without '..' and hidden names."
         )
     path = root
-    for part in parts:
-        path = path / part
-        if path.is_symlink():
-            raise FolderError(f"{name[:200]!r} is a symbolic link, or below one; not followed.")
     try:
+        for part in parts:
+            path = path / part
+            if path.is_symlink():
+                raise FolderError(f"{name[:200]!r} is a symbolic link, or below one; not followed.")
         found = path.is_file() and path.resolve().is_relative_to(root)
     except OSError:  # such as a name that is too long
         found = False
