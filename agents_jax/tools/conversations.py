@@ -267,11 +267,16 @@ class ConversationBuilder:
         """The conversation.
 
         Raises:
-          ConversationError: the model says nothing in it.
+          ConversationError: the model says nothing in it, or speaks first.
         """
         if not any(message["role"] == "assistant" for message in self._messages):
             raise ConversationError(
                 "no assistant's turn", f"{self._where}: no turn of the assistant to learn from."
+            )
+        if self._messages[0]["role"] == "assistant":
+            raise ConversationError(
+                "begins with the assistant",
+                f"{self._where}: the first turn is the assistant's; there is nothing to answer to.",
             )
         tools = tuple(self._tools.values())
         return Conversation(tuple(self._messages), tools, self._where, dict(self.notes))
