@@ -140,7 +140,7 @@ def _earlier(item, turns, rng, others):
 
 
 def _cut_off(item, turns, rng, others):
-    return turns[: int(rng.integers(len(turns)))]
+    return turns[: int(rng.integers(max(1, len(turns))))]
 
 
 def _act_too_soon(item, turns, rng, others):

@@ -174,7 +174,7 @@ def serve_episode(lines, modules, begin):
 
 def main():
     replies = os.dup(1)
-    os.dup2(2, 1)  # what an environment prints is no reply
+    os.dup2(2, 1)
     lines = Lines(0, replies)
     setup = lines.read()
     sys.path.insert(0, setup["root"])
@@ -192,6 +192,9 @@ def main():
         if child == 0:
             status = 1
             try:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, 1)  # what an environment prints is no reply
+                os.dup2(nowhere, 2)
                 confine(setup["limits"], readable)
                 serve_episode(lines, modules, request["begin"])
                 status = 0
