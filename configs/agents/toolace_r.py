@@ -123,7 +123,7 @@ def _debug(config: ToolAceRConfig) -> ToolAceRConfig:
         refinement_data=RefinementDataConfig(wrong_share=0.25),
         evaluation=EvaluationConfig(fixed_steps=(1,), self_consistency_samples=2),
         answer_tokens=12,
-        engine=EngineConfig(context_length=1536, max_rows=4, prefill_tokens=1024, page_size=512),
+        engine=EngineConfig(context_length=1536, max_rows=1, prefill_tokens=1024, page_size=1536),
         sft=dataclasses.replace(config.sft, base="tiny", seq_len=1280, batch_rows=2,
                                 lora=LoraConfig(rank=2), train=train),
     )  # fmt: skip

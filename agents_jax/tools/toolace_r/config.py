@@ -94,8 +94,8 @@ class RoundsConfig:
     """
 
     warm_up_fraction: float = 0.4
-    warm_up_steps: int = 48
-    steps: int = 64
+    warm_up_steps: int = 40
+    steps: int = 80
     max_rounds: int = 2
     min_growth: float | None = 0.02
     restart: bool = True

@@ -7,7 +7,7 @@ import dataclasses
 import gc
 import hashlib
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from agents_jax.llm import LanguageModel, RecordedModel
 from pangu_jax.inference.config import EngineConfig
@@ -62,19 +62,57 @@ class Models:
 
     @contextlib.contextmanager
     def open(self, checkpoint: Checkpoint) -> Iterator[LanguageModel]:
-        """The checkpoint as a model whose answers are recorded; closed and freed afterwards."""
+        """The checkpoint as a model whose answers are recorded; freed afterwards."""
         from agents_jax.llm.local import LocalModel
-        from pangu_jax.inference.engine import Engine
 
-        name = "/".join((self._sft.base, *map(_contents, checkpoint.folders)))
-        engine = Engine(self.load(checkpoint), self._engine, model_name=name)
+        # By contents, not by place: a run may go on where its files have moved.
+        name = "/".join((self._base_print, *map(_contents, checkpoint.folders)))
+        engine = _EngineOnDemand(lambda: self.load(checkpoint), self.base, self._engine, name)
         record = self._records / f"{checkpoint.name}.jsonl"
         try:
             with RecordedModel(record, LocalModel(engine)) as model:
                 yield model
         finally:
-            del engine
-            gc.collect()  # weights and pages, before the next ones are made
+            engine.free()
+
+
+class _EngineOnDemand:
+    """An engine whose weights are loaded when it is first asked: where every answer is on record,
+    as in a run that goes on, they are not needed. See `agents_jax.llm.local.LocalEngine`.
+    """
+
+    adapter_names = ()
+
+    def __init__(
+        self, load: Callable[[], LoadedModel], base: LoadedModel, config: EngineConfig, name: str
+    ):
+        self._load, self._engine = load, None
+        self.config, self.model_name = config, name
+        self.context_length, self.tokenizer = config.context_length, base.tokenizer
+
+    def completions(self, requests):
+        return self._loaded().completions(requests)
+
+    def cancel(self, request_id: str):
+        return self._loaded().cancel(request_id)
+
+    def take(self, request_id: str):
+        return self._loaded().take(request_id)
+
+    def hidden_states(self, *args, **kwargs):
+        return self._loaded().hidden_states(*args, **kwargs)
+
+    def free(self) -> None:
+        """Lets go of weights and pages, before the next ones are made."""
+        self._engine = None
+        gc.collect()
+
+    def _loaded(self):
+        if self._engine is None:
+            from pangu_jax.inference.engine import Engine
+
+            self._engine = Engine(self._load(), self.config, model_name=self.model_name)
+        return self._engine
 
 
 def _contents(folder: pathlib.Path) -> str:
