@@ -155,8 +155,8 @@ def check_arguments(definition: ToolDefinition, arguments: Any) -> dict[str, Any
         try:
             for error in checker.iter_errors(plain):
                 problems += _problems(error)
-        except RecursionError:
-            problems.append(Problem("", None, "type", "the arguments are nested too deeply."))
+        except (RecursionError, ArithmeticError) as error:  # such as 'multipleOf' of a huge number
+            problems.append(Problem("", None, "type", f"the arguments cannot be checked: {error}."))
     if problems:
         raise ArgumentError(definition.name, sorted(problems, key=lambda p: p.path))
     return plain

@@ -238,6 +238,12 @@ def test_deep_arguments_end():
         check_arguments(ToolDefinition("f", "", parameters(a={})), {"a": value})
 
 
+def test_numbers_too_large_to_be_checked_are_a_problem():
+    tool = ToolDefinition("f", "", parameters(a={"type": "number", "multipleOf": 0.1}))
+    with pytest.raises(ArgumentError, match="f: .*too large|a: "):
+        check_arguments(tool, {"a": 2**1024 - 1})
+
+
 def test_tuples_become_lists_and_booleans_are_no_numbers():
     tool = ToolDefinition("f", "", parameters(a={"type": "array"}, n={"type": "number"}))
     assert check_arguments(tool, {"a": (1, (2,)), "n": 1}) == {"a": [1, [2]], "n": 1}

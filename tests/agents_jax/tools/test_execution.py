@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import gc
+import json
 import os
 import pathlib
 import subprocess
@@ -235,6 +237,46 @@ def test_tools_of_a_script_are_found(tmp_path):
     assert (ran.stdout, ran.stderr) == ("42\n", "")
 
 
+def test_an_interrupt_leaves_no_reply_behind(executor, monkeypatch):
+    executor.start()
+    worker = executor._worker
+
+    def interrupted(timeout_s):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(worker, "_receive", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        executor.run(Call("same", {"text": "lost"}))
+    assert not worker.alive
+    assert executor.run(Call("same", {"text": "mine"})).text == "mine"
+
+
+@posix
+def test_the_process_ends_with_its_executor_and_with_its_parent(tmp_path):
+    executor = Executor(Registry([tool(misbehaving.same)]))
+    executor.start()
+    pid = executor._worker._process.pid
+    del executor
+    gc.collect()
+    assert _gone(pid)
+    root = str(pathlib.Path(__file__).resolve().parents[3])
+    code = (
+        "import os\n"
+        "from agents_jax.tools import LocalTool, Registry, ToolDefinition\n"
+        "from agents_jax.tools.execution import Executor\n"
+        "from agents_jax.tools.local_tools.dates import day_of_week\n"
+        "executor = Executor(Registry([LocalTool(ToolDefinition('f'), day_of_week)]))\n"
+        "executor.start()\n"
+        "print(executor._worker._process.pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": root},
+    )  # fmt: skip
+    assert ran.returncode == -9 and _gone(int(ran.stdout))
+
+
 def test_functions_must_be_importable():
     def inner():
         pass
@@ -301,8 +343,6 @@ _values = st.recursive(
 @given(_values)
 @settings(max_examples=60, deadline=None)
 def test_arguments_arrive_as_they_are(executor, value):
-    import json
-
     seen = executor.run(Call("echo", {"a": value}))
     whole = json.dumps({"a": value}, ensure_ascii=False)
     whole = whole.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
