@@ -54,6 +54,8 @@ def run_tasks(
       KeyboardInterrupt: after what was done is written.
     """
     keys = {task.id: key_of(task.to_json(), depends_on) for task in tasks}
+    if len(keys) < len(tasks):
+        raise RunError("two tasks have the same id; transcripts are kept by id, so give each one.")
     file = TranscriptFile(path)
     try:
         todo = []

@@ -1,5 +1,6 @@
 """Many tasks: what is on the disk after a failure, and what a second run does."""
 
+import asyncio
 import contextlib
 import threading
 
@@ -81,12 +82,16 @@ def test_another_setting_is_another_run(tmp_path, registry):
         run_tasks(other, agents(model, registry), path, depends_on={"policy": "own"})
 
 
+def test_two_tasks_of_one_id(tmp_path, registry):
+    twice = [TASKS[0], TASKS[0]]
+    with pytest.raises(RunError, match="same id"):
+        run_tasks(twice, agents(ScriptedModel(), registry), tmp_path / "t.jsonl", depends_on={})
+
+
 def test_several_at_once(tmp_path, registry):
     inside, most, lock = 0, 0, threading.Lock()
 
     async def answer(request):
-        import asyncio
-
         nonlocal inside, most
         with lock:
             inside += 1
