@@ -31,6 +31,14 @@ _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _MAPS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 # They move the base of references or are resolved at run time; tools do not need them.
 _REFUSED = ("$id", "$anchor", "$dynamicRef", "$dynamicAnchor", "$recursiveRef", "$recursiveAnchor")
+# Keywords that drafts 7 and 2020-12 give the same form. Draft 7's meta-schema is one document and
+# is checked about five times as fast.
+_COMMON = frozenset((
+    "type", "properties", "required", "additionalProperties", "items", "enum", "const", "default",
+    "title", "description", "examples", "format", "pattern", "minimum", "maximum", "multipleOf",
+    "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength", "minItems", "maxItems",
+    "uniqueItems", "minProperties", "maxProperties", "anyOf", "allOf", "oneOf", "not",
+))  # fmt: skip
 _OTHER_TYPES = ("dict", "float", "tuple", "int", "str", "list", "any", "bool")
 
 
@@ -99,8 +107,10 @@ def _problem(text: str) -> str | None:
     jsonschema = _jsonschema()
     try:
         schema = json.loads(text)
-        _walk(schema, schema, "", 0, (), _Budget())
-        jsonschema.Draft202012Validator.check_schema(schema)
+        visit = _Visit()
+        _walk(schema, schema, "", 0, (), visit)
+        drafts = jsonschema.Draft7Validator, jsonschema.Draft202012Validator
+        drafts[not visit.keywords <= _COMMON].check_schema(schema)
     except SchemaError as error:
         return str(error)
     except jsonschema.SchemaError as error:
@@ -132,9 +142,11 @@ def _explain(error: jsonschema.SchemaError) -> str:
     return f"{problem}, which is not valid JSON Schema: {error.message[:200]}."
 
 
-class _Budget:
+class _Visit:
+    """How many schemas may still be visited, and the keywords seen."""
+
     def __init__(self) -> None:
-        self.left = MAX_NODES
+        self.left, self.keywords = MAX_NODES, set()
 
     def take(self, where: str) -> None:
         self.left -= 1
@@ -146,14 +158,17 @@ class _Budget:
 
 
 def _walk(
-    node: Any, root: Any, where: str, depth: int, open_refs: tuple[str, ...], budget: _Budget
+    node: Any, root: Any, where: str, depth: int, open_refs: tuple[str, ...], visit: _Visit
 ) -> None:
     """Visits every schema below a node, references followed, within bounds."""
-    budget.take(where)
+    visit.take(where)
     if depth > MAX_DEPTH:
         raise SchemaError(f"{_shown(where)} is nested more than {MAX_DEPTH} deep.")
     if not isinstance(node, Mapping):
         return  # true, false, or what jsonschema will refuse
+    visit.keywords.update(node)
+    if isinstance(node.get("items"), list):
+        visit.keywords.add("a list of items")  # of draft 7 only
     for key in _REFUSED:
         if key in node:
             raise SchemaError(f"{_shown(where)} has {key!r}, which is not taken; use $ref.")
@@ -165,9 +180,9 @@ def _walk(
             raise SchemaError(
                 f"{_shown(where)} is recursive ({path}); write out the levels that are needed."
             )
-        _walk(target, root, f"{where}.$ref", depth + 1, (*open_refs, reference), budget)
+        _walk(target, root, f"{where}.$ref", depth + 1, (*open_refs, reference), visit)
     for step, child in _children(node):
-        _walk(child, root, f"{where}.{step}", depth + 1, open_refs, budget)
+        _walk(child, root, f"{where}.{step}", depth + 1, open_refs, visit)
 
 
 def _children(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

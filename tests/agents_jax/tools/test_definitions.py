@@ -315,6 +315,62 @@ _json = st.recursive(
 )
 
 
+_plain_keywords = {
+    "type": st.sampled_from(["string", "float", ["string", "null"], [], 3]),
+    "required": st.sampled_from([["a"], ["a", "a"], [], "a", [1]]),
+    "enum": st.sampled_from([["x"], [], "x", [1, 1.0]]),
+    "minimum": st.sampled_from([1, 1.5, "1"]),
+    "exclusiveMinimum": st.sampled_from([1, True]),
+    "minLength": st.sampled_from([0, -1, 1.0, 1.5]),
+    "multipleOf": st.sampled_from([1, 0, -1]),
+    "pattern": st.sampled_from(["a+", "("]),
+    "format": st.sampled_from(["date", 1]),
+    "examples": st.sampled_from([[1], 1]),
+    "description": st.sampled_from(["x", 1, None]),
+    "unknown": st.sampled_from([1, {"type": "float"}]),
+}
+
+
+def _within(inner):
+    return {
+        "properties": st.dictionaries(st.sampled_from("ab"), inner, max_size=2) | st.just([]),
+        "items": inner | st.sampled_from([True, 3, [], [{"type": "float"}]]),
+        "anyOf": st.lists(inner, max_size=2),
+        "not": inner | st.just(None),
+        "additionalProperties": inner | st.sampled_from([False, "no"]),
+        "prefixItems": st.lists(inner, max_size=1) | st.just({}),
+    }
+
+
+def _some(keywords):
+    """One or two of the keywords: more, and nearly all schemas are invalid."""
+    pairs = st.sampled_from(sorted(keywords)).flatmap(
+        lambda key: st.tuples(st.just(key), keywords[key])
+    )
+    return st.lists(pairs, min_size=1, max_size=2).map(dict)
+
+
+_schemas = st.recursive(
+    _some(_plain_keywords), lambda inner: _some(_plain_keywords | _within(inner)), max_leaves=3
+)
+
+
+@given(_schemas)
+@settings(max_examples=200, deadline=None)
+def test_the_fast_check_refuses_what_the_newest_draft_does(schema):
+    whole = {"type": "object", "properties": {"a": schema}}
+    try:
+        jsonschema.Draft202012Validator.check_schema(whole)
+        valid = True
+    except jsonschema.SchemaError:
+        valid = False
+    try:
+        ToolDefinition("f", "", whole)
+        assert valid
+    except ToolDefinitionError as error:
+        assert not valid, error
+
+
 @given(_json)
 @settings(max_examples=200, deadline=None)
 def test_any_value_is_a_definition_or_the_one_error(value):
