@@ -15,7 +15,7 @@ from typing import Any
 
 from agents_jax.tools.bfcl.data import to_json_schema
 from agents_jax.tools.calls import MAX_CHARS, Call, CallParseError, parse_calls
-from agents_jax.tools.conversations import (
+from agents_jax.tools.conversation_builder import (
     Conversation,
     ConversationBuilder,
     ConversationError,

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents_jax.tools import Call, parse_calls
+from agents_jax.tools.conversation_builder import MISFIT, ConversationError
 from agents_jax.tools.conversations import (
-    MISFIT,
-    ConversationError,
     from_openai,
     parse_conversation,
     read_conversations,
