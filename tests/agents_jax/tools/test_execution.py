@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import threading
@@ -235,6 +236,19 @@ def test_tools_of_a_script_are_found(tmp_path):
         env={**os.environ, "PYTHONPATH": root},
     )  # fmt: skip
     assert (ran.stdout, ran.stderr) == ("42\n", "")
+
+
+def test_the_example_of_the_page_prints_what_stands_there(tmp_path):
+    root = pathlib.Path(__file__).resolve().parents[3]
+    page = (root / "docs" / "tools.md").read_text(encoding="utf-8")
+    code, shown = re.findall(r"```(?:python)?\n(.*?)```", page, re.DOTALL)[:2]
+    script = tmp_path / "example.py"
+    script.write_text(code, encoding="utf-8")
+    ran = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=120, cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )  # fmt: skip
+    assert ran.stderr == "" and ran.stdout.startswith(shown)
 
 
 def test_an_interrupt_leaves_no_reply_behind(executor, monkeypatch):
