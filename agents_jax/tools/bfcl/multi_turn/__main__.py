@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from agents_jax.llm import LlmError, ModelConfig, open_model
 from agents_jax.llm.factory import FORMS
@@ -36,6 +37,9 @@ def _parser() -> argparse.ArgumentParser:
         + ", ".join(MULTI_TURN_CATEGORIES))  # fmt: skip
     add("--limit", type=int, default=0, help="items of each category; 0 for all")
     add("--out", help="JSON lines of transcripts; a run goes on where the file ends")
+    add("--record", help="file that keeps the model's answers, so that none is asked twice")
+    add("--transcript", help="file in which every call of the model is written")
+    add("--ledger", help="file of what calls cost")
     add("--report", help="file for the scores as JSON")
     add("--calls", default=defaults.calls, help="prompted or native")
     add("--style", default=defaults.style, help="of the prompt: compact or official")
@@ -49,6 +53,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--request-seconds", type=float, default=limits.request_seconds,
         help="wall time for the calls of a step")  # fmt: skip
     return parser
+
+
+def _settings(flag: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--{flag}={text} is no JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"--{flag}={text} is no JSON object; write '{{\"name\": value}}'.")
+    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,8 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         config = ModelConfig(
             spec=options.model,
-            engine=json.loads(options.engine),
-            endpoint=json.loads(options.endpoint),
+            engine=_settings("engine", options.engine),
+            endpoint=_settings("endpoint", options.endpoint),
+            record=options.record,
+            transcript=options.transcript,
+            ledger=options.ledger,
         )
         with open_model(config) as model:
             transcripts = run_multi_turn(

@@ -204,3 +204,6 @@ def test_the_command_line(tmp_path, capsys):
     assert "other settings" in capsys.readouterr().err
     assert main([f"--model=scripted:{model}", "--categories=multi_turn"]) == 2
     assert "allowed: multi_turn_base" in capsys.readouterr().err
+    for engine, message in (("{", "--engine={ is no JSON"), ("[]", "is no JSON object")):
+        assert main([f"--model=scripted:{model}", "--limit=1", f"--engine={engine}"]) == 2
+        assert message in capsys.readouterr().err
