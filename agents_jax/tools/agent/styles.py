@@ -37,6 +37,11 @@ NOT_RUN = "Not run yet."
 """Stands where the result of a call will be, in the native style."""
 _RETURNED = " returned: "
 _REQUIRED = "\nThe next answer must be calls."
+# Schemas with these say themselves, or by parts, which further arguments there may be.
+_OPEN_KEYS = {
+    "additionalProperties", "unevaluatedProperties", "patternProperties", "$ref", "allOf", "anyOf",
+    "oneOf", "if", "dependentSchemas",
+}  # fmt: skip
 # Marks by which model families announce calls, and the beginnings of texts that are calls.
 _MARKS = ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<function=")
 _BEGINS = re.compile(
@@ -64,9 +69,23 @@ def request_fields(
         return {"messages": _prompted(messages, offered, choice, form)}
     fields: dict[str, Any] = {"messages": _native(messages)}
     if offered:
-        fields["tools"] = tuple(tool.openai() for tool in offered)
+        fields["tools"] = tuple(_closed(tool) for tool in offered)
         fields["tool_choice"] = choice
     return fields
+
+
+def _closed(tool: ToolDefinition) -> dict[str, Any]:
+    """The OpenAI form, saying that there are no arguments beside those named.
+
+    Execution refuses others anyway (`check_arguments`); where decoding is bound to the schema, a
+    model that may add some does so until its tokens are spent.
+    """
+    form = tool.openai()
+    function = form["function"]
+    parameters = function.get("parameters") or {"type": "object", "properties": {}}
+    if not parameters.keys() & _OPEN_KEYS:
+        parameters = {**parameters, "additionalProperties": False}
+    return {**form, "function": {**function, "parameters": parameters}}
 
 
 def read_answer(response: Response, tools: Sequence[ToolDefinition], seconds: float) -> Proposal:

@@ -56,6 +56,10 @@ def test_native_calls_go_back_with_their_ids(scripted, executor, registry, nativ
     first, second = model.asked
     assert [tool["function"]["name"] for tool in first.tools] == list(registry)
     assert first.tool_choice == "auto"
+    # Further arguments are refused, so that they are not offered either.
+    assert all(
+        tool["function"]["parameters"]["additionalProperties"] is False for tool in first.tools
+    )
     assistant, *results = second.messages[1:]
     assert [call["id"] for call in assistant["tool_calls"]] == ["id0", "id1"]
     assert json.loads(assistant["tool_calls"][0]["function"]["arguments"]) == {"a": 1, "b": 2}
@@ -293,6 +297,17 @@ def test_only_tools_on_offer_are_run(scripted, fake, registry):
     transcript = go(scripted("[add(a=1, b=2)]", "no"), fake, registry, task=task)
     assert transcript.offered == ("other",)
     assert transcript.observations[0].error_kind == "unknown_tool" and not fake.ran
+
+
+def test_a_schema_that_speaks_of_further_arguments_stays(scripted, fake):
+    free = {"type": "object", "properties": {}, "additionalProperties": True}
+    parts = {"anyOf": [{"type": "object", "properties": {"a": {}}}], "type": "object"}
+    tools = [ToolDefinition("free", "", free), ToolDefinition("parts", "", parts)]
+    model = scripted("x")
+    Agent(model, fake, tools=tools).run(TASK)
+    sent = [tool["function"]["parameters"] for tool in model.asked[0].tools]
+    assert sent[0]["additionalProperties"] is True
+    assert "additionalProperties" not in sent[1]
 
 
 def test_a_thousand_tools_are_cut_to_those_near_the_query(scripted, fake):
