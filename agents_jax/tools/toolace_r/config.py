@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from agents_jax.tools.bfcl.data import CATEGORIES
 from agents_jax.tools.bfcl.prompts import Style
@@ -146,6 +147,9 @@ class ToolAceRConfig:
 
     arms: names out of ARMS; each is tuned and measured on the same items with equally many steps.
       A work directory can be given further arms later. Other arms are compared with 'toolace_r'.
+    model: a form of agents_jax.llm.factory (http://HOST:8000/v1#NAME, local:FILE, ...) that is
+      measured as it is (mode 'eval') in place of tuning; '' tunes. endpoint: further settings of
+      an endpoint (agents_jax.llm.EndpointConfig).
     answer_tokens: new tokens of an answer at most.
     engine: that answers; adapters are merged into the weights first. sft: every tuning; its data,
       epochs, steps and evaluations are replaced.
@@ -159,6 +163,10 @@ class ToolAceRConfig:
     rounds: RoundsConfig = RoundsConfig()
     refine: RefineConfig = RefineConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    model: str = ""
+    endpoint: Mapping[str, Any] = dataclasses.field(
+        default_factory=lambda: {"api_key_env": None, "server": "openai", "concurrency": 8}
+    )
     answer_tokens: int = 96
     engine: EngineConfig = EngineConfig(context_length=1024)
     sft: SftConfig = dataclasses.field(default_factory=SftConfig)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from typing import Any
 
 import jax
 
-from agents_jax.llm import BatchError
+from agents_jax.llm import BatchError, ModelConfig, open_model
 from agents_jax.tools.bfcl.data import CITATION, LICENCE, Item
 from agents_jax.tools.bfcl.prompts import prompt_messages
 from agents_jax.tools.toolace_r.config import ToolAceRConfig
+from agents_jax.tools.toolace_r.evaluation import measure, measure_few_shot
 from agents_jax.tools.toolace_r.items import Parts, make_parts
 from agents_jax.tools.toolace_r.models import Models
-from agents_jax.tools.toolace_r.report import Findings, build_report
+from agents_jax.tools.toolace_r.report import GIVEN, Findings, build_report
 from agents_jax.tools.toolace_r.report_files import to_markdown, write_report
-from agents_jax.tools.toolace_r.rounds import WARM_UP, ArmResult, InterruptedRun, Stages
+from agents_jax.tools.toolace_r.rounds import WARM_UP, ArmResult, InterruptedRun, Stages, Timings
 from pangu_jax.config.resolve import resolve
 from pangu_jax.inference.prompts import chat_ids
 from pangu_jax.training import Workdir
@@ -24,7 +26,7 @@ from pangu_jax.training.workdir import ALLOWED_CHANGES, write_json
 # What does not change what was computed before: more arms, other measurements, other limits.
 _MAY_CHANGE = (
     *(f"sft.{key}" for key in ALLOWED_CHANGES), "arms", "evaluation.*", "refine.*",
-    "rounds.max_rounds", "rounds.min_growth", "sft.base", "sft.remat",
+    "rounds.max_rounds", "rounds.min_growth", "sft.base", "sft.remat", "endpoint.*",
 )  # fmt: skip
 
 
@@ -32,7 +34,7 @@ def run(mode: str, config: dict[str, Any], workdir: pathlib.Path, command: list[
     """Runs one mode; returns the process's exit code.
 
     'train' does what is not yet done, measures and reports. 'eval' measures and reports what is
-    tuned already.
+    tuned already, or the model that config.model names, as it is.
 
     Raises:
       ValueError: another mode; several processes; 'eval' of what is not tuned; a request that the
@@ -41,15 +43,23 @@ def run(mode: str, config: dict[str, Any], workdir: pathlib.Path, command: list[
     del command
     if mode not in ("train", "eval"):
         raise ValueError(f"--mode={mode} does not exist for ToolACE-R; use train or eval.")
+    experiment = resolve(ToolAceRConfig, config)
+    if experiment.model and mode == "train":
+        raise ValueError(
+            f"--config.model={experiment.model} is measured as it is: use --mode=eval. What is "
+            "tuned here is --config.sft.base."
+        )
     if jax.process_count() > 1:
         raise ValueError("ToolACE-R runs in one process; leave --num_processes out.")
-    experiment = resolve(ToolAceRConfig, config)
     print(f"BFCL: {LICENCE}\n{CITATION}\n", flush=True)
     with Workdir.open(
         workdir, experiment, allowed_changes=_MAY_CHANGE, seed=experiment.sft.train.seed
     ) as held:
         try:
-            findings = _run(experiment, held.path, trains=mode == "train")
+            if experiment.model:
+                findings = _measure_given(experiment, held.path)
+            else:
+                findings = _run(experiment, held.path, trains=mode == "train")
         except InterruptedRun as interrupted:
             print(str(interrupted), flush=True)
             return interrupted.exit_code
@@ -76,13 +86,30 @@ def _run(config: ToolAceRConfig, workdir: pathlib.Path, *, trains: bool) -> Find
     return Findings(config, parts, points, arms, stages.timings.seconds)
 
 
-def _parts(config: ToolAceRConfig, models: Models, workdir: pathlib.Path) -> Parts:
-    tokenizer = models.base.tokenizer
+def _measure_given(config: ToolAceRConfig, workdir: pathlib.Path) -> Findings:
+    """A model as it is: what a larger one behind an endpoint does without our tuning."""
+    parts = _parts(config, None, workdir)
+    timings = Timings(workdir / "timings.json")
+    local = config.model.startswith("local:")
+    chosen = ModelConfig(
+        spec=config.model,
+        engine=dataclasses.asdict(config.engine) if local else {},
+        endpoint=config.endpoint if config.model.startswith("http") else {},
+        record=None if config.model.startswith("replay:") else str(workdir / "answers.jsonl"),
+    )
+    with timings.stage("test"), open_model(chosen) as model:
+        points = {
+            GIVEN: measure(model, parts.test, config, thorough=True),
+            "few_shot": measure_few_shot(model, parts.test, config),
+        }
+    return Findings(config, parts, points, {}, timings.seconds)
 
+
+def _parts(config: ToolAceRConfig, models: Models | None, workdir: pathlib.Path) -> Parts:
     def num_tokens(item: Item) -> int:
-        return len(chat_ids(tokenizer, prompt_messages(item, config.data.style)))
+        return len(chat_ids(models.base.tokenizer, prompt_messages(item, config.data.style)))
 
-    parts = make_parts(config.data, config.rounds, num_tokens)
+    parts = make_parts(config.data, config.rounds, None if models is None else num_tokens)
     for name, counts in parts.sizes().items():
         _say(f"  {name}: " + ", ".join(f"{n} {category}" for category, n in counts.items()))
     for reason, count in parts.dropped.items():

@@ -40,10 +40,14 @@ _NAMES = ("pool", "warm_up", "validation", "test")
 
 
 def make_parts(
-    config: ItemsConfig, rounds: RoundsConfig, num_tokens: Callable[[Item], int], *,
+    config: ItemsConfig, rounds: RoundsConfig, num_tokens: Callable[[Item], int] | None,
+    *,
     cache: Path | None = None,
 ) -> Parts:  # fmt: skip
     """Draws the parts; the same configuration gives the same on every machine.
+
+    Args:
+      num_tokens: of an item's prompt; None where no tokenizer is at hand: no item is too long.
 
     Raises:
       ValueError: nothing is left to train or to test on. BfclDataError, WheelError.
@@ -72,7 +76,9 @@ def make_parts(
 def _split(config: ItemsConfig, num_tokens, cache) -> Split:
     names = list(dict.fromkeys((*config.train, *config.test)))
     items = load(names, cache=cache)
-    limits = {"num_tokens": num_tokens, "max_tokens": config.max_prompt_tokens}
+    limits = {}
+    if num_tokens is not None:
+        limits = {"num_tokens": num_tokens, "max_tokens": config.max_prompt_tokens}
     if config.protocol == "by_function":
         return split_by_function(
             items, held_out_fraction=config.held_out_fraction, seed=config.seed, **limits

@@ -15,6 +15,9 @@ from agents_jax.tools.toolace_r.rounds import WARM_UP, ArmResult, Round
 from agents_jax.tools.toolace_r.selection import transitions
 from pangu_jax.config import to_dict
 
+GIVEN = "model"
+"""Name of a model that is measured as it is."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
@@ -84,7 +87,7 @@ def comparisons(
 
 def _pairs(findings: Findings) -> list[tuple[str, str]]:
     """What the design compares, settled before any run."""
-    pairs = [("zero_shot", "few_shot"), ("few_shot", WARM_UP)]
+    pairs = [("zero_shot", "few_shot"), ("few_shot", WARM_UP), (GIVEN, "few_shot")]
     before = WARM_UP
     lasts = {arm: _point(arm, r.rounds[-1]) for arm, r in findings.arms.items() if r.rounds}
     main = lasts.get(MAIN)
@@ -94,7 +97,7 @@ def _pairs(findings: Findings) -> list[tuple[str, str]]:
             before = _point(MAIN, round_)
         if len(findings.arms[MAIN].rounds) > 1:
             pairs.append((WARM_UP, main))
-    for last in lasts.values():
+    for last in (GIVEN, *lasts.values()):
         pairs.append((last, f"{last} + adaptive"))
         for steps in findings.config.evaluation.fixed_steps:
             pairs.append((f"{last} + fixed {steps}", f"{last} + adaptive"))

@@ -10,6 +10,7 @@ import pytest
 
 from agents_jax.tools.bfcl.data import load
 from agents_jax.tools.toolace_r import experiment
+from configs.agents import toolace_r
 from pangu_jax.data.wheel import WheelUnavailableError
 
 ROOT = pathlib.Path(__file__).resolve().parents[4]
@@ -73,3 +74,19 @@ def test_another_configuration_does_not_go_on_in_the_same_place(ran):
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(ValueError, match="use train or eval"):
         experiment.run("serve", {}, tmp_path, [])
+
+
+def test_a_model_as_it_is_is_measured_without_tuning(ran, tmp_path):
+    """Whatever stands behind agents_jax.llm: here a script that always refuses."""
+    script = tmp_path / "script.json"
+    script.write_text(json.dumps({".": "None of the functions can be used."}))
+    config = toolace_r.get_config("debug").to_dict() | {"model": f"scripted:{script}"}
+    assert experiment.run("eval", config, tmp_path / "run", []) == 0
+    report = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
+    names = ["model", "model + adaptive", "model + fixed 1", "model + vote", "few_shot"]
+    assert list(report["systems"]) == names
+    for found in report["systems"].values():
+        assert found["total"]["irrelevance"]["rate"] == 1 and found["total"]["calls"]["rate"] == 0
+    assert report["refinement"]["model"]["all"]["steps"] == [0, 6] and report["rounds"] == {}
+    with pytest.raises(ValueError, match="use --mode=eval"):
+        experiment.run("train", config, tmp_path / "run", [])
