@@ -19,7 +19,7 @@ from pangu_jax.config.flags import as_config_dict
 VARIANTS = {
     "native": Variant("tools by the model's own protocol", "not measured", "docs/agent_loop.md"),
     "prompted": Variant("tools in the prompt, calls read from text", "not measured", "the same"),
-    "debug": Variant("a script in place of a model", "not measured", "all 40 tasks solved"),
+    "debug": Variant("a script in place of a model", "4 s", "all 40 tasks solved"),
 }
 
 
