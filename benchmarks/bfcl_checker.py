@@ -19,18 +19,17 @@ import collections
 import gc
 import json
 import pathlib
-import subprocess
 import sys
-import tempfile
 import time
-import zipfile
 from collections.abc import Sequence
 
 import numpy as np
 from absl import app, flags
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks" / "peers")]
+
+from bfcl_process import run_official  # noqa: E402
 
 from agents_jax.tools import Call, CallParseError, render_calls  # noqa: E402
 from agents_jax.tools.bfcl import AST_CATEGORIES, Item, check, load  # noqa: E402
@@ -38,7 +37,6 @@ from agents_jax.tools.bfcl.evaluate import PARSE_FAILURE, read_answer  # noqa: E
 from agents_jax.tools.bfcl.gold import gold_text  # noqa: E402
 from agents_jax.tools.bfcl.languages import render_language_calls  # noqa: E402
 from agents_jax.tools.bfcl.mutations import mutated_calls  # noqa: E402
-from pangu_jax.data.wheel import fetch_wheel  # noqa: E402
 
 _PER_ITEM = flags.DEFINE_integer("per_item", 5, "Variants of each item.", lower_bound=0)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the variants.")
@@ -64,13 +62,16 @@ _SAME = {
 
 
 def make_cases(items: Sequence[Item], per_item: int, seed: int) -> list[tuple[Item, str, str]]:
-    """(item, text, kind of change): the gold answer of each item, then per_item variants."""
+    """(item, text, kind of change): the gold answer of each item, then per_item variants; where no
+    answer is given, `[]` and variants of other items' answers."""
     rng = np.random.default_rng(seed)
+    answered = [item for item in items if item.ground_truth] or load("simple_python")
     cases = []
     for item in items:
         cases.append((item, gold_text(item), "gold"))
         for _ in range(per_item):
-            calls, changes = mutated_calls(item, rng)
+            source = item if item.ground_truth else answered[int(rng.integers(len(answered)))]
+            calls, changes = mutated_calls(source, rng)
             text = rendered(item, calls)
             if rng.random() < 1 / 3:
                 text, change = changed_text(text, rng)
@@ -130,9 +131,9 @@ def parsed_or_none(item: Item, text: str) -> list[Call] | None:
 
 def judged(item: Item, calls: list[Call] | None) -> tuple[bool, str | None]:
     """Validity and error type here."""
-    if calls is None:
+    if calls is None and item.ground_truth:
         return False, PARSE_FAILURE
-    verdict = check(item, calls)
+    verdict = check(item, calls or [])
     return verdict.valid, verdict.error_type
 
 
@@ -154,21 +155,6 @@ def official(
     )
     *verdicts, seconds = run_official(lines, python)
     return [(v["valid"], short_name(v["error_type"])) for v in verdicts], seconds
-
-
-def run_official(lines: str, python: str = sys.executable) -> list[dict]:
-    """Answers of `peers/bfcl_official.py`, on the code of the pinned wheel in a passing folder."""
-    script = pathlib.Path(__file__).parent / "peers" / "bfcl_official.py"
-    with tempfile.TemporaryDirectory() as folder:
-        with zipfile.ZipFile(fetch_wheel("bfcl-eval")) as archive:
-            archive.extractall(folder, [n for n in archive.namelist() if n.endswith(".py")])
-        done = subprocess.run(
-            [python, str(script), folder],
-            input=lines, capture_output=True, text=True, check=False, timeout=3600,
-        )  # fmt: skip
-    if done.returncode:
-        raise RuntimeError(f"the official checker failed:\n{done.stderr[-2000:]}")
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def short_name(error_type: str | None) -> str | None:

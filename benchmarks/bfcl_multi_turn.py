@@ -1,6 +1,6 @@
 """Our multi-turn evaluation beside the official one: agreement and time.
 
-    python benchmarks/bfcl_multi_turn.py --per_item=4 --official_python=ENVIRONMENT/bin/python
+    python benchmarks/bfcl_multi_turn.py --per_item=3 --official_python=ENVIRONMENT/bin/python
 
 Trajectories are the gold calls of every item, and random variants of them: calls dropped, repeated,
 reordered, put in from other items, made too early, too late or not at all, arguments changed. Both
@@ -23,9 +23,9 @@ import numpy as np
 from absl import app, flags
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks" / "peers")]
 
-from bfcl_checker import run_official  # noqa: E402
+from bfcl_process import run_official  # noqa: E402
 
 from agents_jax.tools import render_calls  # noqa: E402
 from agents_jax.tools.bfcl.multi_turn import (  # noqa: E402
@@ -107,7 +107,7 @@ def gold_texts(categories: Iterable[str]) -> dict[str, Texts]:
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    items = load_multi_turn(flags.FLAGS.turn_categories)
+    items = load_multi_turn(flags.FLAGS.categories)
     cases = make_trajectories(items, flags.FLAGS.per_item, flags.FLAGS.seed)
     start = time.perf_counter()
     with Sandbox() as sandbox:
@@ -163,6 +163,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    # The flags --per_item, --seed and --official_python are those of bfcl_checker.
-    flags.DEFINE_list("turn_categories", list(MULTI_TURN_CATEGORIES), "Categories to compare on.")
+    # Defined here: a test loads this file beside others that have flags of the same names.
+    flags.DEFINE_integer("per_item", 3, "Variants of each item.", lower_bound=0)
+    flags.DEFINE_integer("seed", 0, "Seed of the variants.")
+    flags.DEFINE_list("categories", list(MULTI_TURN_CATEGORIES), "Categories to compare on.")
+    flags.DEFINE_string("official_python", sys.executable, "Interpreter of the official side.")
     app.run(main)

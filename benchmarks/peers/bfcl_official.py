@@ -120,6 +120,7 @@ def answered(lines):
     )
     from bfcl_eval.utils import (
         add_language_specific_hint_to_function_doc,
+        is_empty_output,
         is_function_calling_format_output,
     )
 
@@ -144,7 +145,14 @@ def answered(lines):
             error = None if is_function_calling_format_output(decoded) else "parse_failure"
         except Exception:  # the runner counts any failure of the decoder as a wrong answer
             error = "parse_failure"
+            decoded = None
         decode_seconds += time.perf_counter() - start
+        if case["category"].endswith("relevance"):  # as _evaluate_single_relevance_entry
+            called = decoded is not None and not is_empty_output(decoded)
+            due = "irrelevance" not in case["category"]
+            wrong = "relevance:not_called" if due else "irrelevance:called"
+            yield {"valid": called == due, "error_type": None if called == due else wrong}
+            continue
         if error:
             result = {"valid": False, "error_type": error}
         else:

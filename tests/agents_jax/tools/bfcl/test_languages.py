@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import random
 import sys
 
 import pytest
@@ -10,13 +13,16 @@ from agents_jax.tools import Call, CallParseError
 from agents_jax.tools.bfcl import check, evaluate, gold_text, is_solvable, load
 from agents_jax.tools.bfcl.data import make_item
 from agents_jax.tools.bfcl.languages import (
+    ARRAY_TYPES,
+    LANGUAGES,
+    VALUE_TYPES,
     described_as_text,
     parse_language_calls,
     parsing,
     read_value,
     render_language_calls,
 )
-from pangu_jax.data.wheel import WheelUnavailableError
+from pangu_jax.data.wheel import WheelUnavailableError, fetch_wheel
 from tests.agents_jax.tools.bfcl.made import function, item
 
 pytest.importorskip("tree_sitter_java")
@@ -231,10 +237,55 @@ def test_gold_answers(language_items):
     assert report.calls.num_parse_failures == 0
 
 
+PIECES = {
+    "java": [
+        "new ", "ArrayList<", ">", "(", ")", "Arrays.asList(", "{{", "}}", "{", "}", "add(",
+        'put("', '",', '"', "'", ",", " ", "\n", "1", "2.5", "3f", "4L", "true", "a", "x y",
+        "HashMap<", "String", "[]", "int", "-", "é", ";", "()", "new HashMap<>", "new int[]{",
+    ],
+    "javascript": [
+        "[", "]", "[[", "]]", "{", "}", ":", ",", " ", "\n", '"', "'", "1", "2.5", "true", "false",
+        "a", "key", "new Array(", ")", "3n", "-", "é", "{}", "[]", '"a"', "'b'", ": ", ", ", "inf",
+    ],
+}  # fmt: skip
+BEGINNINGS = {
+    "java": ["", "new ArrayList<>(Arrays.asList(", "new ArrayList<>() {{", "new String[]{",
+             "new HashMap<String, Object>() {{", "new HashMap<>()"],
+    "javascript": ["", "[", "[[", "{", "new Array(", "new Array([", '{"a": '],
+}  # fmt: skip
+
+
+def test_values_equal_the_official_ones(peer):
+    """Random texts of what values are made of, read by type, beside the official converters."""
+    try:
+        fetch_wheel("bfcl-eval")
+    except WheelUnavailableError as error:
+        pytest.skip(f"the bfcl-eval wheel cannot be had: {error}")
+    rng = random.Random(0)
+    cases = []
+    for number in range(8000):
+        language = LANGUAGES[number % 2]
+        length = rng.randint(0, 14)
+        pieces = [rng.choice(BEGINNINGS[language]), *rng.choices(PIECES[language], k=length)]
+        types = list(VALUE_TYPES[language])
+        made = [t for t in types if VALUE_TYPES[language][t] in (list, dict)]
+        kind = rng.choice(types if rng.random() < 0.3 else made)
+        inner = rng.choice(types) if kind in ARRAY_TYPES else None
+        cases.append({"convert": language, "text": "".join(pieces), "kind": kind, "inner": inner})
+    *theirs, _ = peer.run_official("".join(json.dumps(case) + "\n" for case in cases))
+    values = 0
+    for case, answer in zip(cases, theirs, strict=True):
+        schema = {"type": case["kind"]}
+        if case["inner"]:
+            schema["items"] = {"type": case["inner"]}
+        found = read_value(case["text"], schema, case["convert"])
+        assert repr(found) == repr(answer["value"]), case
+        values += not isinstance(found, str)
+    assert values > 800
+
+
 def test_verdicts_equal_the_official_ones(language_items, peer):
     """The official side needs the grammars that it pins, in an environment of its own."""
-    import os
-
     python = os.environ.get("BFCL_OFFICIAL_PYTHON")
     if not python:
         pytest.skip("BFCL_OFFICIAL_PYTHON does not name an interpreter with the pinned grammars")
