@@ -66,14 +66,16 @@ def result_messages(
 
     One message of the user that holds a list, as the leaderboard gives it to models behind
     endpoints, or with `as_tool` one message of the role 'tool' per call, as it gives it to models
-    that it runs itself. The latter needs a model whose chat template and server take that role
-    without an id.
+    that it runs itself (with an id, which our local engine asks for). Endpoints tend to refuse that
+    role after a message without tool calls.
     """
     each = [
         {"role": "tool", "name": _written(call), "content": result}
         for call, result in zip(calls, results, strict=True)
     ]
-    return each if as_tool else [{"role": "user", "content": repr(each)}]
+    if as_tool:
+        return [one | {"tool_call_id": f"call_{i}"} for i, one in enumerate(each)]
+    return [{"role": "user", "content": repr(each)}]
 
 
 def native_result_messages(

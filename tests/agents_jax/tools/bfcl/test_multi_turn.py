@@ -29,6 +29,7 @@ from agents_jax.tools.bfcl.multi_turn.mutations import (
     gold_turns,
     mutated_turns,
 )
+from agents_jax.tools.bfcl.multi_turn.prompts import opening_messages
 from agents_jax.tools.bfcl.multi_turn.sandbox import Limits
 from agents_jax.tools.bfcl.multi_turn.transcripts import step_calls
 from pangu_jax.data.wheel import WheelUnavailableError
@@ -236,3 +237,10 @@ def test_rendered_calls_are_read_back(items):
             for calls in steps:
                 read = step_calls(Step(render_calls(calls)))
                 assert read is None or read == calls
+
+
+def test_official_prompts_agree(items, peer):
+    chosen = items[::40]
+    lines = [{"id": i.id, "function": i.raw_functions, "messages": i.turns[0]} for i in chosen]
+    *theirs, _ = peer.run_official("".join(json.dumps(line) + "\n" for line in lines))
+    assert [{"messages": opening_messages(i, "official")} for i in chosen] == theirs
