@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import zipfile
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -33,6 +34,8 @@ NO = ("No", "no", " No", " no", "NO")
 POSITIONS = ("first_token", "pre_token")
 ARRAYS = ("logprobs", "summed", "first_token", "pre_token", "tokens")
 """Fields of Observations with one entry per example."""
+UNREADABLE = (OSError, ValueError, KeyError, zipfile.BadZipFile)
+"""What reading a damaged .npz file may raise."""
 _WHY = "MeCo reads hidden states of the model that decides"
 _TOP = 20  # log-probabilities asked for with the first token; what is missing is scored apart
 _CHUNK = 32  # questions between two saves
@@ -152,6 +155,7 @@ class StateStore:
         self._folder = pathlib.Path(folder)
         self._progress = progress or (lambda done, total, what: None)
         self._kept: dict[str, tuple] = {}
+        self._answer_tokens: tuple[int, int] | None = None
         self._open()
 
     def _open(self) -> None:
@@ -185,7 +189,7 @@ class StateStore:
             with np.load(file, allow_pickle=False) as arrays:
                 keys = [str(key) for key in arrays["keys"]]
                 rows = [arrays[name] for name in ARRAYS]
-        except (OSError, ValueError, KeyError) as error:
+        except UNREADABLE as error:
             raise MecoError(f"{file} is damaged ({error}); delete it and run again.") from error
         for index, key in enumerate(keys):
             self._kept[key] = tuple(row[index] for row in rows)
@@ -217,13 +221,18 @@ class StateStore:
         chats = [messages(example) for example in examples]
         logprobs, summed = answer_logprobs(self._model, chats)
         yes = logprobs[:, 0] >= logprobs[:, 1]
+        if self._answer_tokens is None:
+            self._answer_tokens = answer_tokens(self._model, chats[0])
+        answers = [0 if is_yes else 1 for is_yes in yes]
         found = self._model.hidden_states(
             [
                 HiddenStatesRequest(
-                    messages=chat, continuation=YES[0] if is_yes else NO[0], layers=self.layers,
-                    positions=(-1, -2), normed=True, tag="meco",
+                    messages=chat, continuation=(YES, NO)[answer][0], layers=self.layers,
+                    # The first token of the answer, and the one before it.
+                    positions=(-self._answer_tokens[answer], -self._answer_tokens[answer] - 1),
+                    normed=True, tag="meco",
                 )
-                for chat, is_yes in zip(chats, yes, strict=True)
+                for chat, answer in zip(chats, answers, strict=True)
             ]
         )  # fmt: skip
         values = np.stack([np.asarray(f.values, np.float32) for f in found])
@@ -255,9 +264,17 @@ class StateStore:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 values = [arrays[f"state{i}"] for i in range(len(requests))]
-        except (OSError, ValueError, KeyError) as error:
+        except UNREADABLE as error:
             raise MecoError(f"{path} is damaged ({error}); delete it and run again.") from error
         return list(zip(values[::2], values[1::2], strict=True))
+
+
+def answer_tokens(model: LanguageModel, chat: Sequence[dict[str, str]]) -> tuple[int, int]:
+    """How many tokens 'Yes' and 'No' are after a chat; 1 and 1 with most tokenizers."""
+    request = ScoreRequest(messages=tuple(chat), continuations=(YES[0], NO[0]), tag="meco")
+    (found,) = model.score([request])
+    yes, no = (max(len(score.tokens), 1) for score in found.continuations)
+    return yes, no
 
 
 def answer_logprobs(

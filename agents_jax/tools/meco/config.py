@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 from agents_jax.tools.meco.contrast import WORDINGS
 from agents_jax.tools.meco.errors import MecoError
+from pangu_jax.inference.config import EngineConfig
 
 SETS = (
     "relevance_matched", "metatool_matched", "swap", "relevance", "metatool", "own_arithmetic",
@@ -84,7 +85,7 @@ class MecoConfig:
     """A study.
 
     model: a form of agents_jax.llm.factory, 'local:NAME' or 'local:FOLDER', whose hidden states can
-      be had. engine: further settings of the local engine.
+      be had. engine: sizes and types of the local engine.
     layers: negative; () for those of all blocks. primary_layers: among which MeCo's layer is chosen
       (paper: -5 to -2). layer_choice: by validation accuracy (paper) or AUROC.
     folds: each tests once, one is for thresholds and layer, the others fit. seeds: of folds and of
@@ -97,7 +98,7 @@ class MecoConfig:
 
     experiment: str = "agents.meco"
     model: str = "local:smollm2"
-    engine: dict[str, Any] = dataclasses.field(default_factory=lambda: {"max_rows": 8})
+    engine: EngineConfig = EngineConfig(max_rows=8)
     sets: tuple[str, ...] = SETS
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     contrast: ContrastConfig = dataclasses.field(default_factory=ContrastConfig)

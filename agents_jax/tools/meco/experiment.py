@@ -68,7 +68,7 @@ def open_local(config: MecoConfig) -> LanguageModel:
     Raises:
       MissingCapability: the model is behind an endpoint, say.
     """
-    engine = config.engine if config.model.startswith("local:") else {}
+    engine = dataclasses.asdict(config.engine) if config.model.startswith("local:") else {}
     model = open_model(ModelConfig(spec=config.model, engine=engine))
     try:
         check_model(model)

@@ -55,7 +55,7 @@ def with_tools(
     own = [positive[i] for i in order[:half]]
     lent = [positive[i] for i in order[half : 2 * half]]
     queries = [idle[i] for i in rng.permutation(len(idle))[:half]]
-    examples = [dataclasses.replace(e, id=f"meca2-{e.id}") for e in own]
+    examples = [dataclasses.replace(e, id=f"meca2-{e.id}", template="tools") for e in own]
     examples += [
         dataclasses.replace(
             query, id=f"meca2-{query.id}", template="tools", shown="", tools=lender.tools,

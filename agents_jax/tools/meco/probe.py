@@ -18,6 +18,7 @@ from agents_jax.llm.results import Usage
 from agents_jax.tools.meco.collect import (
     NO,
     POSITIONS,
+    UNREADABLE,
     YES,
     answer_logprobs,
     check_model,
@@ -121,7 +122,7 @@ class Probe:
                 model=str(facts["model"]), about=str(facts["about"]),
             )  # fmt: skip
             wording = facts["template_hash"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (*UNREADABLE, TypeError, AttributeError) as error:
             raise MecoError(f"{str(path)!r} is no probe that can be read: {error}") from error
         if wording != template_hash(probe.template):
             raise MecoError(
@@ -167,13 +168,14 @@ class Probe:
         chat = messages(example)
         (logprobs,), _ = answer_logprobs(model, [chat])
         yes = bool(logprobs[0] >= logprobs[1])
-        at_answer = self.position == "first_token"
+        place: dict[str, Any] = {"positions": (-1,)}
+        if self.position == "first_token":  # the first of the answer's tokens, mostly its only one
+            place = {"continuation": YES[0] if yes else NO[0], "positions": "continuation"}
         request = HiddenStatesRequest(
-            messages=chat, continuation=(YES[0] if yes else NO[0]) if at_answer else "",
-            layers=(self.layer,), positions=(-1,), normed=True, tag="meco",
-        )  # fmt: skip
+            messages=chat, layers=(self.layer,), normed=True, tag="meco", **place
+        )
         (found,) = model.hidden_states([request])
-        score = float(self.score(np.asarray(found.values, np.float32)[0])[0])
+        score = float(self.score(np.asarray(found.values, np.float32)[0, :1])[0])
         if isinstance(self.rule, DualThreshold):
             call = bool(self.rule.decide(np.array([score]), np.array([yes]))[0])
         else:

@@ -66,7 +66,7 @@ def _markdown(report: Mapping[str, Any], config: MecoConfig) -> str:
         f"# When a tool is needed: {report['model']}",
         "",
         f"{report.get('seconds', 0):.0f} s. Folds {config.folds}, seeds {list(config.seeds)}; "
-        "every example is tested once per seed. Accuracy and AUROC are those of the first seed with "
+        "every example is tested once per seed. Accuracy and AUROC are of the first seed with "
         "95 % bootstrap intervals over independent groups; 'seeds' gives the accuracy of each. "
         "A call is due where the label says so; the model's own answer is the likelier of Yes and "
         "No. Rows 'text:' see no model.",
