@@ -17,8 +17,8 @@ from agents_jax.tools.bfcl.data import CITATION, LICENCE, BfclDataError
 from agents_jax.tools.bfcl.multi_turn.data import MULTI_TURN_CATEGORIES, load_multi_turn
 from agents_jax.tools.bfcl.multi_turn.evaluate import evaluate_multi_turn
 from agents_jax.tools.bfcl.multi_turn.rollout import RolloutSettings
-from agents_jax.tools.bfcl.multi_turn.run import RunError, run_multi_turn
-from agents_jax.tools.bfcl.multi_turn.sandbox import Limits, SandboxError
+from agents_jax.tools.bfcl.multi_turn.run import RunError, may_pass, run_multi_turn
+from agents_jax.tools.bfcl.multi_turn.sandbox import Limits, Sandbox, SandboxError
 from pangu_jax.data.wheel import WheelError
 
 
@@ -85,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=options.seed,
             max_result_chars=options.max_result_chars,
         )
+        limits = Limits(request_seconds=options.request_seconds)
         config = ModelConfig(
             spec=options.model,
             engine=_settings("engine", options.engine),
@@ -100,14 +101,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 settings,
                 out=options.out,
                 parallel=options.parallel,
-                limits=Limits(request_seconds=options.request_seconds),
+                limits=limits,
                 on_item=lambda t: print(
                     f"{t.id}: {sum(len(turn.steps) for turn in t.turns)} steps in "
                     f"{len(t.turns)} turns{': ' + t.error if t.error else ''}",
                     file=sys.stderr,
                 ),
             )
-        report = evaluate_multi_turn(items, transcripts)
+        with Sandbox(limits=limits) as sandbox:
+            report = evaluate_multi_turn(items, transcripts, sandbox=sandbox)
     except (LlmError, BfclDataError, RunError, SandboxError, WheelError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -115,8 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.report:
         with open(options.report, "w", encoding="utf-8") as file:
             json.dump(report.to_dict(), file, indent=1)
-    again = [t for t in transcripts if t.error and not t.error.startswith(("bad_req", "environ"))]
-    return 1 if again else 0
+    return 1 if any(may_pass(transcript) for transcript in transcripts) else 0
 
 
 if __name__ == "__main__":

@@ -96,12 +96,16 @@ def run_multi_turn(
                 if transcript is None:
                     continue
                 done[transcript.id] = transcript
-                passing = transcript.error and not transcript.error.startswith(_PERMANENT)
-                if file is not None and not passing:
+                if file is not None and not may_pass(transcript):
                     file.append([transcript.to_dict()])
                 if on_item is not None:
                     on_item(transcript)
     return [done[item.id] for item in items]
+
+
+def may_pass(transcript: TurnsTranscript) -> bool:
+    """Whether the item failed for a reason that may pass, so that it is worth asking again."""
+    return transcript.error is not None and not transcript.error.startswith(_PERMANENT)
 
 
 def read_transcripts(

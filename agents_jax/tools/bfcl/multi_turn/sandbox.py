@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,11 @@ class Sandbox:
         self._rest = b""
         self.network_namespace = False
         self._folder = tempfile.TemporaryDirectory(prefix="bfcl-")
-        self._start()
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Sandbox:
         return self
@@ -132,7 +136,7 @@ class Sandbox:
         *,
         long_context: bool = False,
         sides: Sequence[str] = ("model",),
-    ):
+    ) -> Iterator[Episode]:
         """A fresh set of the classes' instances per side; nothing of it is left behind.
 
         Raises:
