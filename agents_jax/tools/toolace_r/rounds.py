@@ -105,9 +105,9 @@ class Stages:
     def baselines(self) -> dict[str, Point]:
         """The untuned model, zero-shot and with two worked examples."""
         items = self.parts.test
-        if wanted := self.config.evaluation.baseline_items:
-            step = max(1, len(items) // wanted)
-            items = items[::step][:wanted]  # spread over the categories
+        wanted = self.config.evaluation.baseline_items
+        if 0 < wanted < len(items):  # spread evenly over the categories
+            items = tuple(items[i * len(items) // wanted] for i in range(wanted))
         with self.timings.stage("zero_shot and few_shot"):
             with self.models.open(Checkpoint("base")) as model:
                 points = {

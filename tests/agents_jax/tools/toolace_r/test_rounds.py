@@ -210,6 +210,18 @@ def test_evaluation_alone_refuses_what_is_not_tuned(tmp_path, tuned):
     assert again.asked == []
 
 
+@pytest.mark.parametrize(("wanted", "numbers"), [
+    (0, [*range(101, 111), *range(120, 124)]), (99, [*range(101, 111), *range(120, 124)]),
+    (4, [101, 104, 108, 121]), (7, [101, 103, 105, 107, 109, 120, 122]),
+])  # fmt: skip
+def test_baselines_are_measured_on_items_of_all_categories(tmp_path, wanted, numbers):
+    evaluation = dataclasses.replace(CONFIG.evaluation, baseline_items=wanted)
+    config = dataclasses.replace(CONFIG, evaluation=evaluation)
+    stages = Stages(config, tmp_path, Models(tmp_path), PARTS, say=lambda text: None)
+    for point in stages.baselines().values():
+        assert [int(i.id.rsplit("_", 1)[1]) for i in point.items] == numbers
+
+
 def test_interrupted_tuning_ends_the_run(tmp_path, tuned, monkeypatch):
     def train(*_, **__):
         return types.SimpleNamespace(fit=types.SimpleNamespace(interrupted=True), exit_code=7)
