@@ -212,7 +212,7 @@ def test_evaluation_alone_refuses_what_is_not_tuned(tmp_path, tuned):
 
 @pytest.mark.parametrize(("wanted", "numbers"), [
     (0, [*range(101, 111), *range(120, 124)]), (99, [*range(101, 111), *range(120, 124)]),
-    (4, [101, 104, 108, 121]), (7, [101, 103, 105, 107, 109, 120, 122]),
+    (4, [101, 104, 108, 120]), (7, [101, 103, 105, 107, 109, 120, 122]),
 ])  # fmt: skip
 def test_baselines_are_measured_on_items_of_all_categories(tmp_path, wanted, numbers):
     evaluation = dataclasses.replace(CONFIG.evaluation, baseline_items=wanted)
