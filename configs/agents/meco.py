@@ -27,7 +27,7 @@ def get_config(variant: str = "cpu"):
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
     if variant == "cpu":
-        data = DataConfig(sizes=_CPU_SIZES, per_kind=16, max_chars=800)
+        data = DataConfig(sizes=_CPU_SIZES, per_kind=40, digits=(1,), max_chars=800)
         config = MecoConfig(
             data=data, contrast=ContrastConfig(num_queries=32), verbalised=("relevance_matched",)
         )

@@ -26,7 +26,7 @@ class DataConfig:
     ''. sizes: examples at most per set, by name; 'default' for the others; 0 for all there are.
     caliper_metatool, caliper_relevance: of matching, see matching.py. max_chars: of BFCL query and
     function together. max_query_chars: of MetaTool queries. swap_max_gap: see bfcl_sets.load_swap.
-    per_kind: arithmetic questions per kind. seed: of the draw.
+    per_kind, digits: arithmetic questions per operation and number of digits. seed: of the draw.
     """
 
     metatool: str = ""
@@ -37,6 +37,7 @@ class DataConfig:
     max_query_chars: int = 400
     swap_max_gap: float = 0.1
     per_kind: int = 24
+    digits: tuple[int, ...] = (1, 2, 3)
     seed: int = 0
 
     def size(self, name: str) -> int:

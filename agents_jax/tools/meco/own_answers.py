@@ -17,12 +17,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from agents_jax.llm.interface import LanguageModel
-from agents_jax.llm.requests import GenerateRequest, system, user
+from agents_jax.llm.requests import GenerateRequest, assistant, system, user
 from agents_jax.tools.meco.errors import MecoError
 from agents_jax.tools.meco.examples import Example, ExampleSet
 from agents_jax.tools.meco.facts import CAPITALS, ELEMENTS, pairs
 
 _ANSWER = "Answer with the result only."
+# Worked examples, so that a small model writes the number and not how it would find it.
+_SUMS = (("What is 2 + 3?", "5"), ("What is 6 * 2?", "12"), ("What is 90 - 40?", "50"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +37,13 @@ class Question:
     kind: str
 
 
-def arithmetic(per_kind: int = 24, *, seed: int = 0) -> list[Question]:
-    """Sums, differences and products of numbers of one to three digits, drawn without repeats."""
+def arithmetic(
+    per_kind: int = 24, *, digits: Sequence[int] = (1, 2, 3), seed: int = 0
+) -> list[Question]:
+    """Sums, differences and products of two numbers of as many digits, drawn without repeats.
+
+    Of one digit there are few: 40 per kind at most.
+    """
     rng = np.random.default_rng(seed)
     operations: dict[str, Callable[[int, int], int]] = {
         "+": lambda a, b: a + b,
@@ -45,17 +52,17 @@ def arithmetic(per_kind: int = 24, *, seed: int = 0) -> list[Question]:
     }
     out = []
     for sign, operation in operations.items():
-        for digits in (1, 2, 3):
-            low = 10 ** (digits - 1)
+        for length in digits:
+            low = 10 ** (length - 1)
             seen: set[tuple[int, int]] = set()
-            while len(seen) < min(per_kind, 60):
+            while len(seen) < (min(per_kind, 40) if length == 1 else per_kind):
                 a, b = (int(n) for n in rng.integers(low, 10 * low, 2))
                 if sign == "-" and b > a:
                     a, b = b, a
                 if (a, b) in seen:
                     continue
                 seen.add((a, b))
-                kind = f"{sign}{digits}"
+                kind = f"{sign}{length}"
                 out.append(Question(f"{kind}-{a}-{b}", f"What is {a} {sign} {b}?",
                                     str(operation(a, b)), kind))  # fmt: skip
     return out
@@ -76,14 +83,15 @@ def facts() -> list[Question]:
 
 
 def is_right(question: Question, reply: str) -> bool:
-    """Whether a reply gives the answer: a number as the last number of it (before any repetition
-    of the question it counts as given), a name as a whole word, a symbol with its capitals.
+    """Whether a reply gives the answer: a number as the last number of it, a symbol with its
+    capitals after the last 'is', a name as whole words anywhere.
     """
     if question.kind[0] in "+-*":
         numbers = re.findall(r"-?\d+(?:,\d{3})*(?:\.\d+)?", reply)
         return bool(numbers) and numbers[-1].replace(",", "") == question.answer
     if question.kind == "symbol":
-        return re.search(rf"(?<![A-Za-z]){question.answer}(?![A-Za-z])", reply) is not None
+        said = re.split(r"\bis\b", reply)[-1]  # 'In' and 'I' are words too
+        return re.search(rf"(?<![A-Za-z]){question.answer}(?![A-Za-z])", said) is not None
     return f" {_plain(question.answer)} " in f" {_plain(reply)} "
 
 
@@ -96,13 +104,18 @@ def _plain(text: str) -> str:
 def ask(model: LanguageModel, questions: Sequence[Question], *, max_tokens: int = 16) -> list[str]:
     """The model's own greedy answers, without tools."""
     requests = [
-        GenerateRequest(
-            messages=(system("You answer briefly."), user(f"{q.text} {_ANSWER}")),
-            max_tokens=max_tokens, tag="own_answer",
-        )
-        for q in questions
-    ]  # fmt: skip
+        GenerateRequest(messages=_chat(question), max_tokens=max_tokens, tag="own_answer")
+        for question in questions
+    ]
     return [response.text for response in model.generate(requests)]
+
+
+def _chat(question: Question) -> tuple[dict[str, str], ...]:
+    shown = _SUMS if question.kind[0] in "+-*" else ()
+    turns = [
+        turn for asked, said in shown for turn in (user(f"{asked} {_ANSWER}"), assistant(said))
+    ]
+    return (system("You answer briefly."), *turns, user(f"{question.text} {_ANSWER}"))
 
 
 def own_ability(

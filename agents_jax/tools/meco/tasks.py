@@ -85,7 +85,9 @@ class Tasks:
                     self._swap, self._size(name, 120), seed=self._data.seed
                 ),
                 "own_arithmetic": lambda: self._own(
-                    name, own_answers.arithmetic(self._data.per_kind, seed=self._data.seed),
+                    name, own_answers.arithmetic(
+                        self._data.per_kind, digits=self._data.digits, seed=self._data.seed
+                    ),
                     "calculator",
                 ),
                 "retrieval": lambda: self._own(name, own_answers.facts(), "retrieval"),
