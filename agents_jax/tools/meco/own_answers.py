@@ -29,12 +29,17 @@ _SUMS = (("What is 2 + 3?", "5"), ("What is 6 * 2?", "12"), ("What is 90 - 40?",
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question with one right answer; kind: of questions that differ in their subject alone."""
+    """A question with one right answer.
+
+    kind: of questions that differ in their subject alone. subject: what questions of several kinds
+    may be about; they stay in one fold.
+    """
 
     id: str
     text: str
     answer: str
     kind: str
+    subject: str = ""
 
 
 def arithmetic(
@@ -76,9 +81,9 @@ def facts() -> list[Question]:
                             symbol, "symbol"))  # fmt: skip
     for country, capital in pairs(CAPITALS):
         out.append(Question(f"capital-{country}", f"What is the capital of {country}?",
-                            capital, "capital"))  # fmt: skip
+                            capital, "capital", country))  # fmt: skip
         out.append(Question(f"country-{capital}", f"Of which country is {capital} the capital?",
-                            country, "country"))  # fmt: skip
+                            country, "country", country))  # fmt: skip
     return out
 
 
@@ -156,7 +161,15 @@ def own_ability(
             "the rarer outcome to study. Leave the set out of --config.sets for this model."
         )
     examples = tuple(
-        Example(id=q.id, query=q.text, needed=needed, source=q.kind, template=template, payload=q)
+        Example(
+            id=q.id,
+            query=q.text,
+            needed=needed,
+            links=(("subject", q.subject),) if q.subject else (),
+            source=q.kind,
+            template=template,
+            payload=q,
+        )
         for q, needed in chosen
     )
     return ExampleSet(name, "need by the model's own wrong answers", examples), balance
