@@ -20,26 +20,21 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from agents_jax.llm.capabilities import require
 from agents_jax.llm.interface import LanguageModel
-from agents_jax.llm.requests import GenerateRequest, HiddenStatesRequest, ScoreRequest
+from agents_jax.llm.requests import HiddenStatesRequest
+from agents_jax.tools.meco.answers import NO, YES, answer_logprobs, answer_tokens
 from agents_jax.tools.meco.contrast import Pair
 from agents_jax.tools.meco.errors import MecoError
 from agents_jax.tools.meco.examples import Example
+from agents_jax.tools.meco.identity import check_model, reference_state, same_model
 from agents_jax.tools.meco.prompts import messages
 
-YES = ("Yes", "yes", " Yes", " yes", "YES")
-NO = ("No", "no", " No", " no", "NO")
-"""Variants of the answers; the first is the one that is appended."""
 POSITIONS = ("first_token", "pre_token")
 ARRAYS = ("logprobs", "summed", "first_token", "pre_token", "tokens")
 """Fields of Observations with one entry per example."""
 UNREADABLE = (OSError, ValueError, KeyError, zipfile.BadZipFile)
 """What reading a damaged .npz file may raise."""
-_WHY = "MeCo reads hidden states of the model that decides"
-_TOP = 20  # log-probabilities asked for with the first token; what is missing is scored apart
 _CHUNK = 32  # questions between two saves
-_REFERENCE = "The quick brown fox jumps over the lazy dog."
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,47 +79,6 @@ class Observations:
             name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in ARRAYS
         }
         return dataclasses.replace(self, **both)
-
-
-def check_model(model: LanguageModel) -> None:
-    """Refuses a model whose hidden states cannot be had, such as one behind an endpoint.
-
-    Raises:
-      MissingCapability: names what lacks and who has it.
-    """
-    require(model.name, model.capabilities, {"hidden_states", "chat", "score"}, _WHY)
-
-
-def depth_of(model: LanguageModel) -> int:
-    """Number of blocks of a local model.
-
-    Raises:
-      MecoError: a model that does not say.
-    """
-    depth = getattr(getattr(getattr(model, "engine", None), "model", None), "num_layers", None)
-    if depth is None:
-        raise MecoError(
-            f"model {model.name!r} does not say how many layers it has; name them with "
-            "--config.layers=(-5,-4,-3,-2)."
-        )
-    return int(depth)
-
-
-def reference_state(model: LanguageModel) -> np.ndarray:
-    """Hidden state [D] of a fixed sentence after the final norm: tells whose weights these are.
-
-    The same weights give nearly the same vector on every device and precision, others do not.
-    """
-    request = HiddenStatesRequest(prompt=_REFERENCE, layers=(-1,), normed=True, tag="reference")
-    (found,) = model.hidden_states([request])
-    return np.asarray(found.values, np.float32)[0, 0]
-
-
-def same_model(one: np.ndarray, other: np.ndarray, *, tolerance: float = 0.05) -> bool:
-    """Whether two reference states come from the same weights, up to rounding."""
-    if one.shape != other.shape:
-        return False
-    return bool(np.linalg.norm(one - other) <= tolerance * np.linalg.norm(one))
 
 
 class StateStore:
@@ -267,57 +221,6 @@ class StateStore:
         except UNREADABLE as error:
             raise MecoError(f"{path} is damaged ({error}); delete it and run again.") from error
         return list(zip(values[::2], values[1::2], strict=True))
-
-
-def answer_tokens(model: LanguageModel, chat: Sequence[dict[str, str]]) -> tuple[int, int]:
-    """How many tokens 'Yes' and 'No' are after a chat; 1 and 1 with most tokenizers."""
-    request = ScoreRequest(messages=tuple(chat), continuations=(YES[0], NO[0]), tag="meco")
-    (found,) = model.score([request])
-    yes, no = (max(len(score.tokens), 1) for score in found.continuations)
-    return yes, no
-
-
-def answer_logprobs(
-    model: LanguageModel, chats: Sequence[Sequence[dict[str, str]]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities of the answers as the first token.
-
-    The likeliest tokens come with one generated token; answers that are not among them are scored
-    apart, so that the result is exact either way.
-
-    Returns:
-      float64 [N, 2] of 'Yes' and 'No', and the same summed over the variants in YES and NO (those
-      variants only that are among the likeliest tokens).
-    """
-    tops: list[dict[str, float]] = [{} for _ in chats]
-    if "logprobs" in model.capabilities and "generate" in model.capabilities:
-        asked = [
-            GenerateRequest(messages=tuple(chat), max_tokens=1, logprobs=_TOP, tag="meco")
-            for chat in chats
-        ]
-        for top, response in zip(tops, model.generate(asked), strict=True):
-            if response.logprobs:
-                top.update(reversed(response.logprobs[0].top))  # of equals, the likeliest
-    lacking = [i for i, top in enumerate(tops) if YES[0] not in top or NO[0] not in top]
-    if lacking:
-        scores = model.score(
-            [
-                ScoreRequest(messages=tuple(chats[i]), continuations=(YES[0], NO[0]), tag="meco")
-                for i in lacking
-            ]
-        )
-        for index, found in zip(lacking, scores, strict=True):
-            # Read from the prompt's own pass; what stood among the likeliest stays as it was.
-            tops[index] = dict(zip((YES[0], NO[0]), found.logprobs, strict=True)) | tops[index]
-    plain = np.array([[top[YES[0]], top[NO[0]]] for top in tops], np.float64)
-    summed = np.array(
-        [
-            [np.logaddexp.reduce([top[v] for v in variants if v in top]) for variants in (YES, NO)]
-            for top in tops
-        ],
-        np.float64,
-    )
-    return plain, summed
 
 
 def _write_arrays(path: pathlib.Path, **arrays: np.ndarray) -> None:

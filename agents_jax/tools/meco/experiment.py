@@ -18,10 +18,11 @@ from agents_jax.llm.replay import RecordedModel
 from agents_jax.tools.bfcl.data import CITATION as BFCL_CITATION
 from agents_jax.tools.bfcl.data import LICENCE as BFCL_LICENCE
 from agents_jax.tools.meco import agent_effect, baselines, metatool
-from agents_jax.tools.meco.collect import StateStore, check_model, depth_of
+from agents_jax.tools.meco.collect import StateStore
 from agents_jax.tools.meco.config import MecoConfig
 from agents_jax.tools.meco.contrast import WORDINGS, Wording, make_pairs
 from agents_jax.tools.meco.errors import MecoError
+from agents_jax.tools.meco.identity import check_model, depth_of
 from agents_jax.tools.meco.overhead import measure
 from agents_jax.tools.meco.report import write_report
 from agents_jax.tools.meco.saving import save_probes

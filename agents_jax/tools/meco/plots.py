@@ -44,6 +44,7 @@ def plot_layers(
         ):
             axis.axhline(level, color="#444444", linestyle=style, linewidth=1, label=name)
         axis.axhline(0.5, color="#BBBBBB", linewidth=0.8)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_title(title, fontsize=10, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes.flat[len(curves) :]:
@@ -58,7 +59,7 @@ def plot_layers(
             seen.setdefault(label, handle)
     figure.legend(seen.values(), seen.keys(), loc="lower center", ncol=4, fontsize=8,
                   frameon=False)  # fmt: skip
-    figure.tight_layout(rect=(0, 0.06 + 0.04 / rows, 1, 1))
+    figure.tight_layout(rect=(0, 0.6 / (3.2 * rows), 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)

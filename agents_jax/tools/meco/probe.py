@@ -15,19 +15,12 @@ import numpy as np
 from agents_jax.llm.interface import LanguageModel
 from agents_jax.llm.requests import HiddenStatesRequest
 from agents_jax.llm.results import Usage
-from agents_jax.tools.meco.collect import (
-    NO,
-    POSITIONS,
-    UNREADABLE,
-    YES,
-    answer_logprobs,
-    check_model,
-    reference_state,
-    same_model,
-)
+from agents_jax.tools.meco.answers import NO, YES, answer_logprobs
+from agents_jax.tools.meco.collect import POSITIONS, UNREADABLE
 from agents_jax.tools.meco.decision import DualThreshold, Threshold
 from agents_jax.tools.meco.errors import MecoError, ProbeMismatch
 from agents_jax.tools.meco.examples import Example
+from agents_jax.tools.meco.identity import check_model, reference_state, same_model
 from agents_jax.tools.meco.prompts import messages, question
 
 _FORMAT = 1

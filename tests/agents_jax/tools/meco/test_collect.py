@@ -8,13 +8,10 @@ from meco_made import LAYERS, WIDTH, example, example_set, model, states_of
 
 from agents_jax.llm import BatchError, CallError, Choice, MissingCapability, Token
 from agents_jax.tools.meco import MecoError
-from agents_jax.tools.meco.collect import (
-    StateStore,
-    answer_logprobs,
-    depth_of,
-    same_model,
-)
+from agents_jax.tools.meco.answers import answer_logprobs
+from agents_jax.tools.meco.collect import StateStore
 from agents_jax.tools.meco.contrast import RESPONSES, WORDINGS, Wording, make_pairs, truncations
+from agents_jax.tools.meco.identity import depth_of, same_model
 from agents_jax.tools.meco.prompts import messages
 
 CHATML = (

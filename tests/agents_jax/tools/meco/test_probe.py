@@ -9,7 +9,7 @@ from agents_jax.tools.agent.plugins import make_policy
 from agents_jax.tools.agent.policy import State
 from agents_jax.tools.definitions import ToolDefinition
 from agents_jax.tools.meco import DualThreshold, MecoError, Probe, ProbeMismatch, Threshold
-from agents_jax.tools.meco.collect import reference_state
+from agents_jax.tools.meco.identity import reference_state
 from agents_jax.tools.meco.prompts import messages
 
 TOOL = ToolDefinition("add", "Adds numbers.", {"type": "object", "properties": {}})
