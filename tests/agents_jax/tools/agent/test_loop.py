@@ -66,6 +66,24 @@ def test_native_calls_go_back_with_their_ids(scripted, executor, registry, nativ
     assert [(r["tool_call_id"], r["content"]) for r in results] == [("id0", "3"), ("id1", "1")]
 
 
+@pytest.mark.parametrize("ids", [("", ""), ("same", "same"), ("one", "")])
+def test_native_calls_without_ids_of_their_own_get_some(scripted, fake, registry, ids):
+    calls = tuple(ToolCall("add", f'{{"a": {i}, "b": 0}}', name) for i, name in enumerate(ids))
+    model = scripted(Choice("", "tool_calls", calls), "done")
+    assert go(model, fake, registry, style="native").end == "answer"
+    assistant, *results = model.asked[1].messages[1:]
+    made = [call["id"] for call in assistant["tool_calls"]]
+    assert len(set(made)) == 2 and all(made)
+    assert [result["tool_call_id"] for result in results] == made
+
+
+def test_calls_written_as_text_in_the_native_style_are_sent_once(scripted, fake, registry):
+    model = scripted("[add(a=1, b=2)]", "3")
+    assert go(model, fake, registry, style="native").calls == (Call("add", {"a": 1, "b": 2}),)
+    assistant = model.asked[1].messages[1]
+    assert assistant["content"] is None and len(assistant["tool_calls"]) == 1
+
+
 @pytest.mark.parametrize(
     ("written", "kind", "said"),
     [

@@ -70,6 +70,15 @@ def test_a_dead_model_ends_the_run(tmp_path, registry, kind, asked):
     assert len(model.asked) == asked == len(read_transcripts(path))
 
 
+def test_failures_that_are_not_in_a_row_end_nothing(tmp_path, registry):
+    answers = iter([CallError("server", "gone"), "x", CallError("server", "gone"), "x", "x"])
+    model = ScriptedModel(lambda request: next(answers))
+    transcripts = run_tasks(
+        TASKS, agents(model, registry), tmp_path / "t.jsonl", depends_on={}, max_failures=2
+    )
+    assert [t.end for t in transcripts].count("model_failed") == 2
+
+
 def test_another_setting_is_another_run(tmp_path, registry):
     path = tmp_path / "t.jsonl"
     model = ScriptedModel(lambda request: "x")
