@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from agents_jax.tools.bfcl.data import AST_CATEGORIES, WHEEL, Item
-from agents_jax.tools.bfcl.gold import gold_calls
+from agents_jax.tools.bfcl.data import ANSWERED_CATEGORIES, WHEEL, Item
+from agents_jax.tools.bfcl.gold import gold_calls, gold_text
 from agents_jax.tools.calls import Form, render_calls
 from pangu_jax.data.wheel import fetch_member
 
@@ -46,7 +46,8 @@ def prompt_messages(
     A system message of the item itself is joined to it, after a blank line, as BFCL does.
 
     Raises:
-      ValueError: an unknown style.
+      ValueError: an unknown style; 'official' for Java or JavaScript, whose descriptions the
+        leaderboard words in its code.
       WheelError: the official text cannot be had.
     """
     if style == "compact":
@@ -54,6 +55,11 @@ def prompt_messages(
             item.functions, separators=(",", ":"), ensure_ascii=False, default=list
         )
     elif style == "official":
+        if item.language != "python":
+            raise ValueError(
+                f"{item.id}: the official prompt is read for Python items; use style='compact' for "
+                f"{item.category}."
+            )
         system = _official_system(item, cache)
     else:
         raise ValueError(f"prompt style {style!r} is unknown; allowed: compact, official.")
@@ -77,12 +83,15 @@ def to_chat(
       item: with a gold answer, or an irrelevance item (the answer is REFUSAL).
       style: of the prompt, see `prompt_messages`.
       rng: draws among the allowed values; None takes the first, see `gold_calls`.
-      form: of the calls; the prompts ask for 'python'.
+      form: of the calls; the prompts ask for 'python'. Java and JavaScript items have calls in
+        their own language whatever it says.
 
     Raises:
-      ValueError: a relevance item, which has no gold answer.
+      ValueError: a relevance item, which has no gold answer; what `prompt_messages` raises.
     """
-    if item.category in AST_CATEGORIES:
+    if item.language != "python":
+        answer = gold_text(item, rng)
+    elif item.category in ANSWERED_CATEGORIES:
         answer = render_calls(gold_calls(item, rng), form)
     elif "irrelevance" in item.category:
         answer = REFUSAL

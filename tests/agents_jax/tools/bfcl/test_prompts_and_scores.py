@@ -14,6 +14,7 @@ from agents_jax.tools.bfcl import REFUSAL, evaluate, prompt_messages, to_chat, w
 from agents_jax.tools.bfcl.checker import check
 from agents_jax.tools.bfcl.data import make_item
 from agents_jax.tools.bfcl.evaluate import wilson_interval
+from agents_jax.tools.bfcl.gold import gold_text
 from pangu_jax.training.sft.records import parse_chat
 from tests.agents_jax.tools.bfcl.made import function, item
 
@@ -57,6 +58,15 @@ def test_chats_end_with_an_answer_that_passes(tmp_path):
         to_chat(item([function()], category="live_relevance"))
     with pytest.raises(ValueError, match="allowed: compact, official"):
         to_chat(RIGHT, "long")
+
+
+def test_a_chat_of_another_language_ends_with_its_gold_text():
+    java = item([function(a="integer")], [{"f": {"a": [7]}}], "simple_java")
+    messages = to_chat(java)["messages"]
+    assert messages[-1]["content"] == gold_text(java)
+    assert evaluate([java], [messages[-1]["content"]]).calls.rate == 1
+    with pytest.raises(ValueError, match="use style='compact' for simple_java"):
+        prompt_messages(java, "official")
 
 
 def test_chats_are_read_by_fine_tuning():
