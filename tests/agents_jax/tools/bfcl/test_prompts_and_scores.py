@@ -61,7 +61,7 @@ def test_chats_end_with_an_answer_that_passes(tmp_path):
 
 
 def test_a_chat_of_another_language_ends_with_its_gold_text():
-    java = item([function(a="integer")], [{"f": {"a": [7]}}], "simple_java")
+    java = item([function(a="integer", b="integer")], [{"f": {"a": [7], "b": [1]}}], "simple_java")
     messages = to_chat(java)["messages"]
     assert messages[-1]["content"] == gold_text(java)
     assert evaluate([java], [messages[-1]["content"]]).calls.rate == 1
