@@ -23,6 +23,13 @@ CONTINUATIONS = {
     "supervision": "random_prefix", "policy_on": "continuations", "normalize_advantages": True,
     "terminal": "zero",
 }  # fmt: skip
+# Ours: a discriminator of true, flipped and generated responses alone, whose penalty does not
+# outweigh what it is to learn.
+RESPONSES_ALONE = {
+    "discriminator_rate": 5e-4, "discriminator_every": 1, "gp_weight": 1.0,
+    "augmented_weight": 0.0, "short_weight": 0.0, "constraint_weight": 0.0,
+}  # fmt: skip
+RASCH = {"question_embedding": "rasch"}  # ours: one number for each question
 _TERMS = ("flip", "generated", "augmented", "short", "constraint", "gp")
 
 VARIANTS = {
@@ -53,8 +60,8 @@ def _entry(question_loss: float = 1.0, sizes: dict[str, Any] | None = None, **ad
 def ways(sizes: dict[str, Any] | None = None) -> base.Models:
     """The generator trained in the ways that docs/advkt.md compares, by name."""
 
-    def entry(question_loss: float = 1.0, **adversarial: Any):
-        return _entry(question_loss, sizes, **adversarial)
+    def entry(question_loss: float = 1.0, network: dict[str, Any] | None = None, **adversarial):
+        return _entry(question_loss, (sizes or {}) | (network or {}), **adversarial)
 
     return {
         "a_teacher_forced": entry(0.0, supervision="true", rl_weight=0.0),
@@ -66,6 +73,13 @@ def ways(sizes: dict[str, Any] | None = None) -> base.Models:
         "g_prefix_and_walks": entry(0.0, supervision="random_prefix"),
         "h_prefix_and_continuations": entry(0.0, **CONTINUATIONS),
         "i_prefix_and_little_reward": entry(0.0, **CONTINUATIONS, rl_weight=0.1),
+        "j_prefix_and_flips": entry(0.0, **CONTINUATIONS, **RESPONSES_ALONE, generated_weight=0.0),
+        "k_prefix_and_adversary": entry(0.0, **CONTINUATIONS, **RESPONSES_ALONE),
+        "l_own_samples_and_adversary": entry(
+            0.0, **CONTINUATIONS | {"supervision": "own"}, **RESPONSES_ALONE
+        ),
+        "m_rasch_teacher_forced": entry(0.0, RASCH, supervision="true", rl_weight=0.0),
+        "n_rasch_random_prefix": entry(0.0, RASCH, supervision="random_prefix", rl_weight=0.0),
     }
 
 

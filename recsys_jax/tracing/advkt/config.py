@@ -62,15 +62,20 @@ class GeneratorConfig(NetworkConfig):
     question_mlp: True, as released: the question vector is an MLP of [concepts ; question], width
       d; False, as summaries of the paper say: the plain concatenation, width 2 d.
     question_loss_weight: of the auxiliary loss that predicts questions; 0 leaves it out.
+    question_embedding: 'free', as released: d numbers for each question, of which one that training
+      lacks keeps its random ones; 'rasch' (ours, after AKT): one difficulty, which starts near 0,
+      times a vector of the question's concepts.
     chunk: steps unrolled between two updates of the long history buffer; memory and speed only.
     """
 
     question_mlp: bool = True
     question_loss_weight: float = 1.0
+    question_embedding: Literal["free", "rasch"] = "free"
     chunk: int = 16
 
     def __post_init__(self):
         super().__post_init__()
+        check_choice("question_embedding", self.question_embedding, ("free", "rasch"))
         _check_range("question_loss_weight", self.question_loss_weight, 0.0)
         _check_range("chunk", self.chunk, 1)
 

@@ -51,7 +51,15 @@ class Generator(nn.Module):
     def setup(self):
         cfg = self.config
         dim, width, hidden = cfg.dim, cfg.question_dim, cfg.num_layers
-        self.question_table = declare_table(self, "questions", cfg.num_questions, dim)
+        rasch = cfg.question_embedding == "rasch"
+        self.question_table = (
+            declare_table(self, "difficulties", cfg.num_questions, 1, deviation=0.01)
+            if rasch
+            else declare_table(self, "questions", cfg.num_questions, dim)
+        )
+        self.variation_table = (
+            declare_table(self, "variations", cfg.num_concepts, dim) if rasch else None
+        )
         self.concept_table = declare_table(self, "concepts", cfg.num_concepts, dim)
         if cfg.question_mlp:
             self.question_params = declare_mlp(self, "question_vector", 2 * dim, dim, hidden)
@@ -125,7 +133,12 @@ class Generator(nn.Module):
         """(..., Q) for questions (...) and concepts (..., C)."""
         cfg = self.config
         features = question_features(
-            self.question_table, self.concept_table, questions, concepts, cfg.concept_divisor
+            self.question_table,
+            self.concept_table,
+            questions,
+            concepts,
+            cfg.concept_divisor,
+            self.variation_table,
         )
         if not cfg.question_mlp:
             return features

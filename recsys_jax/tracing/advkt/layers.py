@@ -74,9 +74,11 @@ def gru(params: Params, x: jax.Array, h: jax.Array) -> jax.Array:
     return (1 - z) * n + z * h
 
 
-def declare_table(module: nn.Module, name: str, rows: int, dim: int) -> jax.Array:
-    """An embedding table (rows, dim), N(0, 1) as released."""
-    init = nn.initializers.normal(1.0)
+def declare_table(
+    module: nn.Module, name: str, rows: int, dim: int, deviation: float = 1.0
+) -> jax.Array:
+    """An embedding table (rows, dim), N(0, deviation^2); 1 as released."""
+    init = nn.initializers.normal(deviation)
     return module.param(name, partitioned(init, None, "embed"), (rows, dim))
 
 
@@ -92,16 +94,25 @@ def question_features(
     questions: jax.Array,
     concepts: jax.Array,
     divisor: str,
+    variation_table: jax.Array | None = None,
 ) -> jax.Array:
     """[mean of concept embeddings ; question embedding], (..., 2 D) (spec 1.3 item 1).
 
     questions: int32 (...). concepts: int32 (..., C). divisor: 'fixed' | 'released'.
+    variation_table: where given, question_table is (Q, 1), difficulties mu_q, and the question
+      embedding is mu_q times the mean of its concepts' rows d_c (the Rasch form of AKT; ours here).
     """
     filled = jnp.sum(concepts > 0, -1)
     count = filled if divisor == "fixed" else concepts.shape[-1] - filled
-    total = jnp.sum(embed(concept_table, concepts), -2)
-    mean = total / jnp.maximum(count, 1)[..., None].astype(total.dtype)
-    return jnp.concatenate([mean, embed(question_table, questions)], -1)
+
+    def mean(table):
+        total = jnp.sum(embed(table, concepts), -2)
+        return total / jnp.maximum(count, 1)[..., None].astype(total.dtype)
+
+    question = embed(question_table, questions)
+    if variation_table is not None:
+        question = question * mean(variation_table)
+    return jnp.concatenate([mean(concept_table), question], -1)
 
 
 def class_nll(

@@ -35,6 +35,7 @@ class AdvKTConfig:
     sigmoid_before_ce: bool = False
     question_mlp: bool = True
     question_loss_weight: float = 1.0
+    question_embedding: str = "free"
     chunk: int = 16
     num_heads: int = 1
     masks: str = "fixed"

@@ -27,17 +27,25 @@ def mlp(params, name, x):
 
 
 def features(params, question, concepts, divisor):
-    dim = params["questions"].shape[1]
+    dim = params["concepts"].shape[1]
     total, count, empty = np.zeros(dim), 0, 0
+    variation = np.zeros(dim)
     for concept in concepts:
         if concept == 0:
             empty += 1
         else:
             total += params["concepts"][concept - 1]
             count += 1
-    own = params["questions"][question - 1] if question else np.zeros(dim)
-    by = count if divisor == "fixed" else empty
-    return np.concatenate([total / (by or 1), own])
+            if "variations" in params:
+                variation += params["variations"][concept - 1]
+    by = (count if divisor == "fixed" else empty) or 1
+    if not question:
+        own = np.zeros(dim)
+    elif "variations" in params:
+        own = params["difficulties"][question - 1, 0] * variation / by
+    else:
+        own = params["questions"][question - 1]
+    return np.concatenate([total / by, own])
 
 
 def gru_torch(params, x, h):
@@ -53,7 +61,7 @@ def generator(params, questions, concepts, responses, *, divisor, question_mlp=T
 
     responses: (T,), numbers to feed back, or None to feed back 1[p > 0.5].
     """
-    dim = params["questions"].shape[1]
+    dim = params["concepts"].shape[1]
     h = np.zeros(dim)
     first = mlp_width(params) if question_mlp else 2 * dim
     keys, values = [np.zeros(first)], [np.zeros(dim)]

@@ -44,7 +44,13 @@ def numpy_rows(batch):
 
 @pytest.mark.parametrize("divisor", ["fixed", "released"])
 @pytest.mark.parametrize(
-    "settings_", [{}, {"question_mlp": False, "num_layers": 2}, {"sigmoid_before_ce": True}]
+    "settings_",
+    [
+        {},
+        {"question_mlp": False, "num_layers": 2},
+        {"sigmoid_before_ce": True},
+        {"question_embedding": "rasch"},
+    ],
 )
 def test_equals_numpy_teacher_forced(divisor, settings_):
     config = {"concept_divisor": divisor, **settings_}
