@@ -14,17 +14,13 @@ from agents_jax.llm.errors import LlmError
 from agents_jax.llm.jsonl import read_lines
 
 
-def _clean(text: Any) -> str:
-    """Text of strangers without control characters, which could steer the terminal."""
-    return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in str(text))
-
-
-def _shorten(text: str, length: int) -> str:
-    return (
-        text
-        if length <= 0 or len(text) <= length
-        else f"{text[:length]} … ({len(text) - length} characters more)"
-    )
+def shorten(text: Any, length: int = 0) -> str:
+    """Text of strangers for a terminal: without control characters, which could steer it, and cut
+    to `length` characters (0: whole)."""
+    text = "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in str(text))
+    if length <= 0 or len(text) <= length:
+        return text
+    return f"{text[:length]} … ({len(text) - length} characters more)"
 
 
 def _parts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -81,11 +77,11 @@ def show(records: Sequence[Mapping[str, Any]], *, length: int, console: Any = No
     console = console or Console()
     styles = {"user": "cyan", "system": "magenta", "error": "bold red", "prompt": "cyan"}
     for record in records:
-        lines = [Text(_clean(_facts(record)), style="dim")]
+        lines = [Text(shorten(_facts(record)), style="dim")]
         for heading, text in _parts(record):
             style = styles.get(heading, "green")
-            lines.append(Text(_clean(heading), style=style))
-            lines.append(Text(_clean(_shorten(text, length))))
+            lines.append(Text(shorten(heading), style=style))
+            lines.append(Text(shorten(text, length)))
         failed = bool(record["answer"].get("error"))
         console.print(Panel(Group(*lines), border_style="red" if failed else "dim"))
 

@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.text import Text
 
 from agents_jax.llm import user
+from agents_jax.llm.transcript import shorten
 from agents_jax.tools.agent.loop import Agent
 from agents_jax.tools.agent.policy import Message
 from agents_jax.tools.agent.tasks import Task
 from agents_jax.tools.agent.transcript import TranscriptFile, Turn
-from agents_jax.tools.agent.viewer import lines_of_turn, shorten
+from agents_jax.tools.agent.viewer import lines_of_turn
 
 _HELP = """/tools        list the tools
 /reset        forget the conversation

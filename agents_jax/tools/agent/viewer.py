@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from agents_jax.llm import RecordingError
+from agents_jax.llm.transcript import shorten
 from agents_jax.tools.agent.policy import Proposal
 from agents_jax.tools.agent.transcript import ENDS, Transcript, Turn, read_transcripts
 from agents_jax.tools.calls import Call
@@ -61,14 +62,6 @@ def _lines_of_proposal(heading: str, proposal: Proposal) -> Iterator[tuple[str, 
 
 def _arguments(call: Call) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
-
-
-def shorten(text: str, length: int) -> str:
-    """The text without control characters, which could steer a terminal, cut to `length`."""
-    text = "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
-    if length <= 0 or len(text) <= length:
-        return text
-    return f"{text[:length]} … ({len(text) - length} characters more)"
 
 
 def show(transcripts: Sequence[Transcript], *, length: int, console: Console | None = None) -> None:
