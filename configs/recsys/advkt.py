@@ -34,11 +34,11 @@ _TERMS = ("flip", "generated", "augmented", "short", "constraint", "gp")
 
 VARIANTS = {
     "simulated": Variant(
-        "9 ways on simulated students, 3 seeds", "30 min a seed on busy cores", "docs/advkt.md"
+        "14 ways on simulated students, 3 seeds", "45 min a seed on busy cores", "docs/advkt.md"
     ),
     "terms": Variant("each term of the discriminator's loss left out", "not measured", "see docs"),
     "assist2009": Variant(
-        "9 ways on ASSISTments 2009, 3 seeds", "not measured as a whole", "docs/advkt.md"
+        "14 ways on ASSISTments 2009, 3 seeds", "not measured as a whole", "docs/advkt.md"
     ),
     "plus": Variant(
         "advkt_plus (ours) beside four models, simulated students", "not measured", "see docs"
@@ -84,9 +84,10 @@ def ways(sizes: dict[str, Any] | None = None) -> base.Models:
 
 
 def plus(sizes: dict[str, Any] | None = None) -> dict[str, Any]:
-    """advkt_plus, ours: the generator on true answers up to a random cut and its own samples after
-    it; no question loss, no discriminator. What the comparison of `ways` came to."""
-    return ways(sizes)["b2_random_prefix"]
+    """advkt_plus, ours: the generator with one difficulty per question, on true answers up to a
+    random cut and its own samples after it; no question loss, no discriminator. What the
+    comparison of `ways` came to."""
+    return ways(sizes)["n_rasch_random_prefix"]
 
 
 def terms(sizes: dict[str, Any] | None = None) -> base.Models:
