@@ -26,7 +26,7 @@ from pangu_jax.training.sft import SftConfig
 
 _ARM = "docs/toolace_r.md"
 VARIANTS = {
-    "cpu": Variant("two rounds of SmolLM2-135M on BFCL, split by function", "30 min", _ARM),
+    "cpu": Variant("two rounds of SmolLM2-135M, split by function", "66 min, busy", _ARM),
     "no_selection": Variant("cpu and an arm that learns from all items", "not measured", _ARM),
     "random_selection": Variant("cpu and an arm of as many random items", "not measured", _ARM),
     "no_refinement_data": Variant("cpu and an arm of direct examples only", "not measured", _ARM),
