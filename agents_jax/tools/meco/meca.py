@@ -80,11 +80,24 @@ def no_relevant(swap: ExampleSet, size: int, *, seed: int = 0) -> ExampleSet:
     )  # fmt: skip
 
 
-def multi_turn(data: ExampleSet) -> ExampleSet:
-    """The same queries after an unrelated turn, which says nothing about the label."""
+def multi_turn(data: ExampleSet, *, seed: int = 0) -> ExampleSet:
+    """The same queries after an unrelated turn, which says nothing about the label.
+
+    A query that stands under both labels has one turn for both; of the others, each label has every
+    turn equally often. (By position in the set a turn would tell labels that alternate.)
+    """
+    labels: dict[str, set[bool]] = {}
+    for example in data.examples:
+        labels.setdefault(example.query, set()).add(example.needed)
+    rng = np.random.default_rng(seed)
+    turns: dict[str, tuple[str, str]] = {}
+    for kind in ({True, False}, {True}, {False}):
+        queries = [query for query, found in labels.items() if found == kind]
+        for place, index in enumerate(rng.permutation(len(queries))):
+            turns[queries[index]] = _TURNS[place % len(_TURNS)]
     examples = []
-    for index, example in enumerate(data.examples):
-        asked, answered = _TURNS[index % len(_TURNS)]
+    for example in data.examples:
+        asked, answered = turns[example.query]
         history = ({"role": "user", "content": asked}, {"role": "assistant", "content": answered})
         examples.append(
             dataclasses.replace(example, id=f"{example.id}{MULTI}", history=history)

@@ -1,6 +1,7 @@
 """Data sets: what they are made of, and that roles share nothing."""
 
 import collections
+import dataclasses
 import json
 
 import numpy as np
@@ -139,6 +140,21 @@ def test_multi_turn_adds_a_turn_that_says_nothing():
     for one, other in zip(data.examples, multi.examples, strict=True):
         assert (one.query, one.needed) == (other.query, other.needed)
         assert [m["role"] for m in other.history] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_the_turn_before_tells_no_label(paired):
+    # Labels alternate, as they do in sets of pairs.
+    examples = tuple(example(i, i % 2 == 0) for i in range(72))
+    if paired:
+        examples = tuple(
+            dataclasses.replace(e, query=examples[i - i % 2].query) for i, e in enumerate(examples)
+        )
+    multi = meca.multi_turn(ExampleSet("made", "", examples))
+    turns = {needed: collections.Counter() for needed in (True, False)}
+    for one in multi.examples:
+        turns[one.needed][one.history[0]["content"]] += 1
+    assert turns[True] == turns[False] and len(turns[True]) == 6
 
 
 def test_with_tools_lends_functions_to_queries_that_need_none():
