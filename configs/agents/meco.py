@@ -12,7 +12,7 @@ from pangu_jax.config.catalogue import Variant
 from pangu_jax.config.flags import as_config_dict
 
 VARIANTS = {
-    "cpu": Variant("SmolLM2-135M, sets of 60 to 230 questions", "not measured", "docs/meco.md"),
+    "cpu": Variant("SmolLM2-135M, sets of 60 to 230 questions", "27 min", "docs/meco.md"),
     "full": Variant("every question there is", "not measured", "not measured"),
     "debug": Variant("a few questions, four layers", "not measured", "runs through"),
 }
