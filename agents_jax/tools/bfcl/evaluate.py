@@ -30,24 +30,30 @@ class Outcome:
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
-    """Counts of a set of answers; rates are in [0, 1], intervals Wilson's at 95 %."""
+class Counts:
+    """How many of how many are right; the rate is in [0, 1], the interval Wilson's at 95 %."""
 
     num_items: int
     num_correct: int
-    num_parse_failures: int
-    num_right_names: int
-    errors: dict[str, int]
 
     @property
     def rate(self) -> float:
-        """Share of correct answers; NaN for no items."""
+        """Share of what is right; NaN for no items."""
         return self.num_correct / self.num_items if self.num_items else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
         """95 % interval of the rate."""
         return wilson_interval(self.num_correct, self.num_items)
+
+
+@dataclasses.dataclass(frozen=True)
+class Score(Counts):
+    """Counts of a set of answers."""
+
+    num_parse_failures: int
+    num_right_names: int
+    errors: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agents_jax.tools.bfcl.checker import Verdict
-from agents_jax.tools.bfcl.evaluate import wilson_interval
+from agents_jax.tools.bfcl.evaluate import Counts
 from agents_jax.tools.bfcl.multi_turn.checker import check_turns
 from agents_jax.tools.bfcl.multi_turn.data import MultiTurnItem
 from agents_jax.tools.bfcl.multi_turn.sandbox import Sandbox
@@ -17,22 +17,10 @@ from agents_jax.tools.bfcl.multi_turn.transcripts import TurnsTranscript
 
 
 @dataclasses.dataclass(frozen=True)
-class TurnsScore:
-    """Counts of a set of transcripts; the interval is Wilson's at 95 %."""
+class TurnsScore(Counts):
+    """Counts of a set of transcripts; right are those that are right in all turns."""
 
-    num_items: int
-    num_correct: int
     errors: dict[str, int]
-
-    @property
-    def rate(self) -> float:
-        """Share of items that are right in all turns; NaN for no items."""
-        return self.num_correct / self.num_items if self.num_items else math.nan
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of the rate."""
-        return wilson_interval(self.num_correct, self.num_items)
 
 
 @dataclasses.dataclass(frozen=True)
