@@ -32,7 +32,7 @@ VARIANTS = {
     "no_refinement_data": Variant("cpu and an arm of direct examples only", "not measured", _ARM),
     "no_kept_correct": Variant("cpu and an arm whose A1 are all wrong", "not measured", _ARM),
     "continued": Variant("cpu and an arm whose rounds go on from each other", "not measured", _ARM),
-    "sft": Variant("cpu and plain tuning on all items", "not measured", _ARM),
+    "sft": Variant("cpu and plain tuning on all items", "12 min more, busy", _ARM),
     "fixed_refinement": Variant("cpu with fixed numbers of looks up to 5", "not measured", _ARM),
     "live_to_nonlive": Variant("cpu, trained on live items, others tested", "not measured", _ARM),
     "gpu": Variant("live items up to 1,024 tokens, four rounds, all arms", "not measured", _ARM),
