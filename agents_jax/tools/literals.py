@@ -15,7 +15,7 @@ MAX_DEPTH = 32
 MAX_INT_BITS = 1024
 """Largest integer, in bits: well above any argument, well below what takes long to print."""
 
-_ARITHMETIC = {
+ARITHMETIC = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -24,6 +24,7 @@ _ARITHMETIC = {
     ast.Mod: operator.mod,
     ast.Pow: operator.pow,
 }
+"""Operators on numbers that a syntax tree may hold; who applies them bounds the operands first."""
 
 
 # Invalid escapes and numbers run into words make the compiler warn.
@@ -191,7 +192,7 @@ def _number(node: ast.expr | None, depth: int) -> Any:
         if not isinstance(value, (int, float)):
             raise CallParseError("a sign stands before something that is not a number")
         return -value if isinstance(node.op, ast.USub) else +value
-    if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
+    if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
         return _operate(node.op, _number(node.left, depth + 1), _number(node.right, depth + 1))
     raise CallParseError(f"a {_kind(node)} is not a literal value")
 
@@ -206,7 +207,7 @@ def _operate(op: ast.operator, left: Any, right: Any) -> Any:
         if abs(right) > MAX_INT_BITS or int(left).bit_length() * abs(right) > 2 * MAX_INT_BITS:
             raise CallParseError("a power is too large")
     try:
-        return _bounded(_ARITHMETIC[type(op)](left, right))
+        return _bounded(ARITHMETIC[type(op)](left, right))
     except (ArithmeticError, ValueError) as error:
         if isinstance(error, CallParseError):
             raise

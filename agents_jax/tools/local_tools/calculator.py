@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agents_jax.tools.definitions import ToolDefinition
+from agents_jax.tools.literals import ARITHMETIC
 
 MAX_CHARS = 500
 """Longest expression."""
@@ -19,15 +20,6 @@ MAX_BITS = 4096
 """Largest integer that is computed, in bits: about 1,200 digits."""
 _MAX_FACTORIAL = 500
 
-_OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
-}
 CONSTANTS = {"pi": math.pi, "e": math.e, "tau": math.tau}
 # name: (function, fewest arguments, most arguments)
 FUNCTIONS: dict[str, tuple[Callable[..., Any], int, int]] = {
@@ -126,9 +118,9 @@ def _value(node: ast.expr, depth: int) -> int | float:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
         value = _value(node.operand, depth + 1)
         return -value if isinstance(node.op, ast.USub) else value
-    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+    if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
         left, right = _value(node.left, depth + 1), _value(node.right, depth + 1)
-        function = _OPERATORS[type(node.op)]
+        function = ARITHMETIC[type(node.op)]
         if function is operator.pow:
             _check_power(left, right)
         return _compute(function, left, right)

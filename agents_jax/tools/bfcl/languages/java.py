@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from agents_jax.tools.bfcl.languages.numbers import whole_number
+
 JAVA_TYPES: dict[str, type] = {
     "byte": int,
     "short": int,
@@ -38,9 +40,9 @@ _MAP_EMPTY = re.compile(r">\s*\(\)")
 def java_value(text: str, kind: str, inner: str | None = None) -> Any:
     """The value of a text of the type `kind`, with elements of the type `inner`."""
     if kind in ("byte", "short", "integer"):
-        return _int(text, text) if _INTEGER.match(text) else text
+        return whole_number(text, text) if _INTEGER.match(text) else text
     if kind == "long":
-        return _int(text.rstrip("\n")[:-1], text) if _LONG.match(text) else text
+        return whole_number(text.rstrip("\n")[:-1], text) if _LONG.match(text) else text
     if kind == "double":
         return float(text) if _DOUBLE.match(text) else text
     if kind == "float":
@@ -130,7 +132,7 @@ def _guessed(text: str) -> Any:
     if text.startswith('"') and text.endswith('"'):
         return text[1:-1]
     if _LONG.match(text):
-        return _int(text.rstrip("\n")[:-1], text)
+        return whole_number(text.rstrip("\n")[:-1], text)
     if _FLOAT.match(text):
         return float(text.rstrip("\n")[:-1])
     for number in (int, float):
@@ -139,10 +141,3 @@ def _guessed(text: str) -> Any:
         except ValueError:
             continue
     return text
-
-
-def _int(digits: str, text: str) -> Any:
-    try:
-        return int(digits)
-    except ValueError:  # more digits than Python reads
-        return text

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from agents_jax.tools.bfcl.languages.numbers import whole_number
+
 JAVASCRIPT_TYPES: dict[str, type] = {
     "integer": int,
     "Bigint": int,
@@ -30,9 +32,9 @@ def javascript_value(text: str, kind: str, inner: str | None = None) -> Any:
     if kind == "String":
         return text[1:-1] if _quoted(text) else text
     if kind == "integer":
-        return _int(text, text) if _INTEGER.match(text) else text
+        return whole_number(text, text) if _INTEGER.match(text) else text
     if kind == "Bigint":
-        return _int(text.rstrip("\n")[:-1], text) if _BIGINT.match(text) else text
+        return whole_number(text.rstrip("\n")[:-1], text) if _BIGINT.match(text) else text
     if kind == "float":
         return float(text) if _FLOAT.match(text) else text
     if kind == "Boolean":
@@ -163,10 +165,3 @@ def _guessed(text: str) -> Any:
 
 def _quoted(text: str) -> bool:
     return text != "" and text[0] == text[-1] and text[0] in "\"'"
-
-
-def _int(digits: str, text: str) -> Any:
-    try:
-        return int(digits)
-    except ValueError:  # more digits than Python reads
-        return text
