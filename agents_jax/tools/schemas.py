@@ -69,6 +69,33 @@ def validator(schema: Mapping[str, Any]) -> jsonschema.Draft202012Validator:
     return _validator(_text(schema))
 
 
+def resolve_reference(reference: Any, root: Any, where: str = "") -> Any:
+    """The schema that '#/...' names, a JSON pointer into the root; where: it stands, for messages.
+
+    Raises:
+      SchemaError: a reference to the whole schema, outside of it, or to what is not there.
+    """
+    if not isinstance(reference, str) or not reference.startswith("#"):
+        raise SchemaError(
+            f"{_shown(where)} refers to {show(reference)}, outside of the schema; copy what it "
+            "names under $defs and write #/$defs/NAME."
+        )
+    if reference in ("#", "#/"):
+        raise SchemaError(f"{_shown(where)} is recursive: it refers to the whole schema.")
+    found = root
+    for raw in reference.removeprefix("#/").split("/"):
+        step = raw.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, Mapping) and step in found:
+            found = found[step]
+        elif (
+            isinstance(found, list) and re.fullmatch("[0-9]{1,6}", step) and int(step) < len(found)
+        ):
+            found = found[int(step)]
+        else:
+            raise SchemaError(f"{_shown(where)} refers to {show(reference)}, which is not there.")
+    return found
+
+
 def show(value: Any, length: int = 80) -> str:
     """A value for a message, as JSON where it is, shortened."""
     try:
@@ -174,7 +201,7 @@ def _walk(
             raise SchemaError(f"{_shown(where)} has {key!r}, which is not taken; use $ref.")
     if "$ref" in node:
         reference = node["$ref"]
-        target = _resolve(reference, root, where)
+        target = resolve_reference(reference, root, where)
         if reference in open_refs:
             path = " -> ".join([*open_refs, reference])
             raise SchemaError(
@@ -197,29 +224,6 @@ def _children(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if isinstance(node.get(key), Mapping):
             for name, child in node[key].items():
                 yield f"{key}.{name}", child
-
-
-def _resolve(reference: Any, root: Any, where: str) -> Any:
-    """The schema that '#/...' names, a JSON pointer."""
-    if not isinstance(reference, str) or not reference.startswith("#"):
-        raise SchemaError(
-            f"{_shown(where)} refers to {show(reference)}, outside of the schema; copy what it "
-            "names under $defs and write #/$defs/NAME."
-        )
-    if reference in ("#", "#/"):
-        raise SchemaError(f"{_shown(where)} is recursive: it refers to the whole schema.")
-    found = root
-    for raw in reference.removeprefix("#/").split("/"):
-        step = raw.replace("~1", "/").replace("~0", "~")
-        if isinstance(found, Mapping) and step in found:
-            found = found[step]
-        elif (
-            isinstance(found, list) and re.fullmatch("[0-9]{1,6}", step) and int(step) < len(found)
-        ):
-            found = found[int(step)]
-        else:
-            raise SchemaError(f"{_shown(where)} refers to {show(reference)}, which is not there.")
-    return found
 
 
 def _shown(where: str) -> str:

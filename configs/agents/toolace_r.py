@@ -5,7 +5,7 @@
 Data: the Berkeley function-calling leaderboard (Apache-2.0), from a pinned wheel; items that are
 tested share no function and no question with those that are trained on. See docs/toolace_r.md.
 An ablation is a further arm: started in the work directory of 'cpu', it adds to what is there.
-Needs the `weights` extra.
+Needs the extras `weights`, `structured` and `agents`.
 """
 
 import dataclasses
@@ -26,7 +26,8 @@ from pangu_jax.training.sft import SftConfig
 
 _ARM = "docs/toolace_r.md"
 VARIANTS = {
-    "cpu": Variant("two rounds of SmolLM2-135M, split by function", "66 min, busy", _ARM),
+    "cpu": Variant("two rounds of SmolLM2-135M, split by function", "not measured", _ARM),
+    "long": Variant("half as much again of everything", "66 min, busy", _ARM),
     "no_selection": Variant("cpu and an arm that learns from all items", "not measured", _ARM),
     "random_selection": Variant("cpu and an arm of as many random items", "not measured", _ARM),
     "no_refinement_data": Variant("cpu and an arm of direct examples only", "not measured", _ARM),
@@ -48,7 +49,9 @@ def get_config(variant: str = "cpu"):
         evaluation = dataclasses.replace(config.evaluation, fixed_steps=(1, 2, 3, 4, 5))
         config = dataclasses.replace(config, evaluation=evaluation)
     elif variant == "live_to_nonlive":
-        config = dataclasses.replace(config, data=_live(60, 400))
+        config = dataclasses.replace(config, data=_live(45, 400))
+    elif variant == "long":
+        config = _long(config)
     elif variant == "gpu":
         config = _gpu(config)
     elif variant == "debug":
@@ -60,9 +63,33 @@ def get_config(variant: str = "cpu"):
 
 def _cpu() -> ToolAceRConfig:
     sft = SftConfig(seq_len=640, batch_rows=3, lora=LoraConfig(rank=16, alpha=32.0))
-    optimizer = dataclasses.replace(sft.train.optimizer, learning_rate=1e-3, warmup_steps=6)
-    train = dataclasses.replace(sft.train, optimizer=optimizer, log_every=8, checkpoint_every=32)
+    optimizer = dataclasses.replace(sft.train.optimizer, learning_rate=1e-3, warmup_steps=4)
+    train = dataclasses.replace(sft.train, optimizer=optimizer, log_every=4, checkpoint_every=32)
     return ToolAceRConfig(
+        data=ItemsConfig(
+            train={"simple_python": 56, "live_simple": 42, "multiple": 28, "parallel": 20,
+                   "irrelevance": 40},
+            test={"simple_python": 45, "live_simple": 40, "multiple": 25, "parallel": 15,
+                  "irrelevance": 30},
+            validation=12, refusal_share=0.2, max_prompt_tokens=400,
+        ),
+        rounds=RoundsConfig(warm_up_steps=20, steps=40),
+        selection=SelectionConfig(samples=4),
+        # float32 reads prompts faster than int8 on a CPU and answers as the tuned model does.
+        engine=EngineConfig(context_length=768, max_rows=32, decode_steps=8),
+        evaluation=EvaluationConfig(
+            baseline_items=40, self_consistency_samples=4, constrained=True
+        ),
+        sft=dataclasses.replace(sft, train=train),
+    )  # fmt: skip
+
+
+def _long(config: ToolAceRConfig) -> ToolAceRConfig:
+    """Twice the steps and samples of 'cpu', and half as many items again."""
+    optimizer = dataclasses.replace(config.sft.train.optimizer, warmup_steps=6)
+    train = dataclasses.replace(config.sft.train, optimizer=optimizer, log_every=8)
+    return dataclasses.replace(
+        config,
         data=ItemsConfig(
             train={"simple_python": 80, "live_simple": 60, "multiple": 40, "parallel": 30,
                    "irrelevance": 60},
@@ -70,10 +97,13 @@ def _cpu() -> ToolAceRConfig:
                   "irrelevance": 40},
             validation=16, max_prompt_tokens=400,
         ),
-        # float32 reads prompts faster than int8 on a CPU and answers as the tuned model does.
-        engine=EngineConfig(context_length=768, max_rows=16),
-        evaluation=EvaluationConfig(baseline_items=80, self_consistency_samples=6),
-        sft=dataclasses.replace(sft, train=train),
+        rounds=RoundsConfig(warm_up_steps=40, steps=80),
+        selection=SelectionConfig(samples=8),
+        engine=dataclasses.replace(config.engine, max_rows=16, decode_steps=4),
+        evaluation=EvaluationConfig(
+            baseline_items=80, self_consistency_samples=6, constrained=True
+        ),
+        sft=dataclasses.replace(config.sft, train=train),
     )  # fmt: skip
 
 
@@ -98,7 +128,10 @@ def _gpu(config: ToolAceRConfig) -> ToolAceRConfig:
               "no_kept_correct", "continued"),
         data=_live(0, 1024),
         rounds=RoundsConfig(warm_up_fraction=0.3, warm_up_steps=100, steps=240, max_rounds=4),
-        evaluation=EvaluationConfig(fixed_steps=(1, 2, 3, 5), self_consistency_samples=16),
+        selection=SelectionConfig(samples=8),
+        evaluation=EvaluationConfig(
+            fixed_steps=(1, 2, 3, 5), self_consistency_samples=16, constrained=True
+        ),
         answer_tokens=128,
         engine=EngineConfig(weights="bfloat16", context_length=2048, max_rows=64,
                             prefill_tokens=4096, decode_steps=8),
@@ -121,7 +154,9 @@ def _debug(config: ToolAceRConfig) -> ToolAceRConfig:
         # A random model solves no call: every item is kept, so that there is something to learn.
         selection=SelectionConfig(samples=2, min_solved=0),
         refinement_data=RefinementDataConfig(wrong_share=0.25),
-        evaluation=EvaluationConfig(fixed_steps=(1,), self_consistency_samples=2),
+        evaluation=EvaluationConfig(
+            fixed_steps=(1,), self_consistency_samples=2, constrained=True
+        ),
         answer_tokens=12,
         engine=EngineConfig(context_length=1536, max_rows=1, prefill_tokens=1024, page_size=1536),
         sft=dataclasses.replace(config.sft, base="tiny", seq_len=1280, batch_rows=2,

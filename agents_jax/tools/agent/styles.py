@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agents_jax.llm import GenerateRequest, Response
 from agents_jax.tools.agent.policy import Cost, Message, Proposal, text_of
+from agents_jax.tools.call_patterns import call_pattern
 from agents_jax.tools.calls import Call, CallParseError, Form, parse_calls, render_calls
 from agents_jax.tools.literals import read_json
 
@@ -36,6 +37,7 @@ _OFFER = (
 NOT_RUN = "Not run yet."
 """Stands where the result of a call will be, in the native style."""
 _RETURNED = " returned: "
+_MAX_HELD_CALLS = 4  # of one answer: a small model does not end a list by itself
 _REQUIRED = "\nThe next answer must be calls."
 # Schemas with these say themselves, or by parts, which further arguments there may be.
 _OPEN_KEYS = {
@@ -56,18 +58,27 @@ def request_fields(
     choice: Choice,
     *,
     form: Form = "python",
+    constrained: bool = False,
 ) -> dict[str, Any]:
     """Fields of a GenerateRequest: messages, and in the native style tools and tool_choice.
 
     Args:
       messages: in the OpenAI form.
       choice: 'none' withholds the tools, 'required' demands a call.
-      form: in which the prompted style wants calls.
+      form: in which the prompted style wants calls. constrained: allow it no other text where a
+        call is required.
+
+    Raises:
+      CallPatternError: tools that the form cannot write.
     """
     offered = () if choice == "none" else tuple(tools)
+    fields: dict[str, Any]
     if style == "prompted":
-        return {"messages": _prompted(messages, offered, choice, form)}
-    fields: dict[str, Any] = {"messages": _native(messages)}
+        fields = {"messages": _prompted(messages, offered, choice, form)}
+        if constrained and choice == "required" and offered:
+            fields["regex"] = call_pattern(offered, form, max_calls=_MAX_HELD_CALLS)
+        return fields
+    fields = {"messages": _native(messages)}
     if offered:
         fields["tools"] = tuple(_closed(tool) for tool in offered)
         fields["tool_choice"] = choice

@@ -95,6 +95,7 @@ class MecoConfig:
       examples have is never turned.
     bootstrap: draws. verbalised: sets in which stated confidence is asked for.
     overhead_queries: timed one by one; 0 for none.
+    embeddings: static text embeddings among the controls without a model (WordLlama's wheel).
     """
 
     experiment: str = "agents.meco"
@@ -114,6 +115,7 @@ class MecoConfig:
     bootstrap: int = 1000
     verbalised: tuple[str, ...] = ("metatool_matched", "relevance_matched")
     overhead_queries: int = 16
+    embeddings: bool = True
 
     def __post_init__(self):
         for name in (*self.sets, *self.verbalised):

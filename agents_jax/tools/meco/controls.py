@@ -10,19 +10,20 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from agents_jax.tools.meco import texts
+from agents_jax.tools.meco import embeddings, texts
 from agents_jax.tools.meco.errors import MecoError
 from agents_jax.tools.meco.examples import Example
 
 Features = Callable[[Sequence[Example]], np.ndarray]
 
 
-def _logistic(features: np.ndarray, labels: np.ndarray):
+def _logistic(features: np.ndarray, labels: np.ndarray, strength: float = 1.0):
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(StandardScaler(), LogisticRegression()).fit(features, labels)
+    model = LogisticRegression(C=strength, max_iter=300)
+    return make_pipeline(StandardScaler(), model).fit(features, labels)
 
 
 def _tfidf(corpus: Sequence[str], labels: np.ndarray):
@@ -37,6 +38,14 @@ def _tfidf(corpus: Sequence[str], labels: np.ndarray):
 def _from_features(features: Features, fit: Sequence[Example]):
     labels = np.array([e.needed for e in fit])
     model = _logistic(features(fit), labels)
+    return lambda examples: model.decision_function(features(examples))
+
+
+def _from_vectors(features: Features, fit: Sequence[Example]):
+    """Penalised as the probe of hidden states is (`reading.fit_labels`)."""
+    labels = np.array([e.needed for e in fit])
+    vectors = features(fit)
+    model = _logistic(vectors, labels, 1 / vectors.shape[1])
     return lambda examples: model.decision_function(features(examples))
 
 
@@ -86,20 +95,29 @@ _CONTROLS = {
 }
 CONTROLS = tuple(_CONTROLS)
 """Length of query and tools, word overlap of both, TF-IDF of the words of the query,
-of query and tools, and all together."""
+of query and tools, and all together. Sets are matched by these."""
+_EMBEDDED = {
+    "embedding_query": functools.partial(_from_vectors, embeddings.query_vectors),
+    "embedding_query_tool": functools.partial(_from_vectors, embeddings.query_and_tool_vectors),
+}
+EMBEDDING_CONTROLS = tuple(_EMBEDDED)
+"""Static embeddings of the query, and of query and tools with their products. Sets are not matched
+by these."""
 
 
 def fit_control(name: str, fit: Sequence[Example]) -> Callable[[Sequence[Example]], np.ndarray]:
     """A function from examples to scores, float64 [num_examples]; higher: a tool is needed.
 
     Args:
-      name: one of CONTROLS. fit: examples of both labels.
+      name: one of CONTROLS or EMBEDDING_CONTROLS. fit: examples of both labels.
 
     Raises:
-      MecoError: an unknown name, or examples of one label.
+      MecoError: an unknown name, or examples of one label. WheelError: embeddings that cannot be
+        had.
     """
-    if name not in _CONTROLS:
-        raise MecoError(f"control {name!r} is unknown; allowed: {', '.join(CONTROLS)}.")
+    makers = _CONTROLS | _EMBEDDED
+    if name not in makers:
+        raise MecoError(f"control {name!r} is unknown; allowed: {', '.join(makers)}.")
     if len({e.needed for e in fit}) < 2:
         raise MecoError(f"control {name!r}: the {len(fit)} examples to fit on have one label.")
-    return _CONTROLS[name](fit)
+    return makers[name](fit)

@@ -17,7 +17,7 @@ from agents_jax.llm.interface import LanguageModel
 from agents_jax.llm.replay import RecordedModel
 from agents_jax.tools.bfcl.data import CITATION as BFCL_CITATION
 from agents_jax.tools.bfcl.data import LICENCE as BFCL_LICENCE
-from agents_jax.tools.meco import agent_effect, baselines, metatool
+from agents_jax.tools.meco import agent_effect, baselines, embeddings, metatool
 from agents_jax.tools.meco.collect import StateStore
 from agents_jax.tools.meco.config import MecoConfig
 from agents_jax.tools.meco.contrast import WORDINGS, Wording, make_pairs
@@ -36,6 +36,7 @@ from agents_jax.tools.meco.study import (
 )
 from agents_jax.tools.meco.tasks import Tasks
 from pangu_jax.config.resolve import resolve
+from pangu_jax.data.wheel import WheelError
 from pangu_jax.training.workdir import Workdir
 
 CARRIED = (
@@ -89,6 +90,7 @@ class _Run:
         self.start = time.perf_counter()
 
     def all(self) -> None:
+        self._check_embeddings()
         config = self.config
         with contextlib.ExitStack() as opened:
             model = opened.enter_context(open_local(config))
@@ -120,6 +122,17 @@ class _Run:
         self._say(f"Report: {self.folder / 'report' / 'report.md'}")
 
     # ------------------------------------------------------------------ parts
+
+    def _check_embeddings(self) -> None:
+        """Without the embeddings' wheel the study goes on, and says so."""
+        if not self.config.embeddings:
+            return
+        try:
+            embeddings.embed(["word"])
+        except WheelError as error:
+            self.config = dataclasses.replace(self.config, embeddings=False)
+            self.report["skipped"]["embedding controls"] = str(error)
+            self._say(f"Controls of text embeddings: skipped. {error}")
 
     def _contrast(self, store: StateStore, tasks: Tasks, model: LanguageModel):
         config = self.config

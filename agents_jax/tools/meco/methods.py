@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from agents_jax.tools.meco.collect import Observations
-from agents_jax.tools.meco.controls import CONTROLS, fit_control
+from agents_jax.tools.meco.controls import CONTROLS, EMBEDDING_CONTROLS, fit_control
 from agents_jax.tools.meco.decision import (
     DualThreshold,
     Orientation,
@@ -56,9 +56,10 @@ class Rules:
 
 def standard_methods(
     readers: Sequence[str], *, primary_layers: tuple[int, ...], orientation: Orientation = "B",
-    verbalised: bool = False,
+    verbalised: bool = False, embeddings: bool = False,
 ) -> list[Method]:  # fmt: skip
     """All methods of a study. readers: names 'WORDING.METHOD'; the first wording is primary."""
+    controls = CONTROLS + (EMBEDDING_CONTROLS if embeddings else ())
     first = readers[0].split(".")[0]
     other = "A" if orientation == "B" else "B"
     meco = {"kind": "contrast", "rule": "dual", "layers": primary_layers}
@@ -70,7 +71,7 @@ def standard_methods(
         Method(name="p_yes", kind="scores", source="p_yes"),
         Method(name="p_yes_variants", kind="scores", source="p_yes_variants"),
         *([Method(name="verbalised", kind="scores", source="verbalised")] if verbalised else []),
-        *(Method(name=f"text:{name}", kind="control", source=name) for name in CONTROLS),
+        *(Method(name=f"text:{name}", kind="control", source=name) for name in controls),
         Method(name="meco", source=pca, orientation=orientation, **meco),
         Method(name=f"meco ({other})", source=pca, orientation=other, **meco),
         Method(name="meco, any layer", source=pca, orientation=orientation,

@@ -85,6 +85,7 @@ def study_set(
     methods = standard_methods(
         list(readers[config.seeds[0]]), primary_layers=_primary(config, observed.layers),
         orientation=config.orientation, verbalised="verbalised" in given,
+        embeddings=config.embeddings,
     )  # fmt: skip
     groups = components(examples)
     over_seeds: dict[str, list[tuple[float, float]]] = {}

@@ -121,6 +121,9 @@ class EvaluationConfig:
     self_consistency_samples: of the vote at most; 0 for none. self_consistency_temperature.
     equal_cost: tokens that make the vote and refinement equally dear: 'total' (prompt and new) or
       'new'.
+    constrained: the untuned model and the main arm's last round also answer with decoding held to
+      calls of the functions on offer, or to the refusal. Needs the extras `structured` and
+      `agents`; left out where a server takes no patterns.
     """
 
     baseline_items: int = 0
@@ -129,6 +132,7 @@ class EvaluationConfig:
     self_consistency_samples: int = 8
     self_consistency_temperature: float = 0.7
     equal_cost: Count = "total"
+    constrained: bool = False
 
     def __post_init__(self):
         if self.baseline_items < 0 or self.self_consistency_samples < 0:

@@ -10,7 +10,9 @@ from agents_jax.llm import GenerateRequest, LanguageModel
 from agents_jax.tools.agent.policy import Cost
 from agents_jax.tools.bfcl.data import AST_CATEGORIES, Item
 from agents_jax.tools.bfcl.evaluate import Report, evaluate
-from agents_jax.tools.bfcl.prompts import prompt_messages
+from agents_jax.tools.bfcl.prompts import REFUSAL, prompt_messages
+from agents_jax.tools.call_patterns import call_pattern
+from agents_jax.tools.definitions import read_tools
 from agents_jax.tools.toolace_r.config import ToolAceRConfig
 from agents_jax.tools.toolace_r.few_shot import few_shot_messages
 from agents_jax.tools.toolace_r.refine import STOPS, Refined, cost_of, refine
@@ -57,7 +59,8 @@ class System:
 @dataclasses.dataclass(frozen=True)
 class Point:
     """What one checkpoint did. plain: greedy, one call. refined: adaptively. fixed: by number of
-    looks. samples: for the vote, None where not asked.
+    looks. samples: for the vote, None where not asked. constrained: greedy, one call, in texts that
+    are calls of the functions on offer.
     """
 
     items: tuple[Item, ...]
@@ -65,10 +68,15 @@ class Point:
     refined: tuple[Refined, ...] | None = None
     fixed: dict[int, tuple[Refined, ...]] = dataclasses.field(default_factory=dict)
     samples: tuple[Samples, ...] | None = None
+    constrained: System | None = None
 
     def systems(self, config: ToolAceRConfig) -> dict[str, System]:
-        """'plain', 'adaptive', 'fixed N', 'vote' (at equal cost), as far as measured."""
+        """'plain', 'constrained', 'adaptive', 'fixed N', 'vote' (at equal cost), as far as
+        measured.
+        """
         out = {"plain": self.plain}
+        if self.constrained is not None:
+            out["constrained"] = self.constrained
         if self.refined is not None:
             out["adaptive"] = _system(self.items, self.refined)
         for steps, refined in self.fixed.items():
@@ -91,10 +99,10 @@ class Point:
 
 def measure(
     model: LanguageModel, items: Sequence[Item], config: ToolAceRConfig, *, refined: bool = True,
-    thorough: bool = False,
+    thorough: bool = False, constrained: bool = False,
 ) -> Point:  # fmt: skip
     """Greedy answers; with `refined` adaptive refinement too; with `thorough` also fixed numbers of
-    looks and the samples of a vote.
+    looks and the samples of a vote; with `constrained` answers held to calls.
 
     Raises:
       BatchError: a first attempt was not answered. RuntimeError: a look was not.
@@ -106,10 +114,16 @@ def measure(
         )
         for item in items
     ]  # fmt: skip
-    first = model.generate(requests)
-    plain = System.of(items, [r.text for r in first], [cost_of(r) for r in first])
+    plain = _asked(model, items, requests)
+    held = None
+    if constrained:
+        patterns = [_pattern(item) for item in items]
+        held = _asked(
+            model, items,
+            [dataclasses.replace(r, regex=p) for r, p in zip(requests, patterns, strict=True)],
+        )  # fmt: skip
     if not refined:
-        return Point(tuple(items), plain)
+        return Point(tuple(items), plain, constrained=held)
     adaptive = _refine(model, requests, dataclasses.replace(config.refine, fixed_steps=None))
     fixed, samples = {}, None
     if thorough:
@@ -120,7 +134,7 @@ def measure(
             temperature = config.evaluation.self_consistency_temperature
             seeded = [dataclasses.replace(request, seed=config.data.seed) for request in requests]
             samples = tuple(draw(model, seeded, n=n, temperature=temperature))
-    return Point(tuple(items), plain, adaptive, fixed, samples)
+    return Point(tuple(items), plain, adaptive, fixed, samples, held)
 
 
 def measure_few_shot(model: LanguageModel, items: Sequence[Item], config: ToolAceRConfig) -> Point:
@@ -131,10 +145,7 @@ def measure_few_shot(model: LanguageModel, items: Sequence[Item], config: ToolAc
         )
         for item in items
     ]
-    first = model.generate(requests)
-    return Point(
-        tuple(items), System.of(items, [r.text for r in first], [cost_of(r) for r in first])
-    )
+    return Point(tuple(items), _asked(model, items, requests))
 
 
 def refinement_summary(items: Sequence[Item], refined: Sequence[Refined]) -> dict[str, Any]:
@@ -195,6 +206,17 @@ def point_records(point: Point) -> list[dict[str, Any]]:
             }
         records.append(record)
     return records
+
+
+def _asked(model, items, requests) -> System:
+    """The first answers."""
+    first = model.generate(requests)
+    return System.of(items, [r.text for r in first], [cost_of(r) for r in first])
+
+
+def _pattern(item: Item) -> str:
+    """Calls of the item's functions, however many (their number would tell), or the refusal."""
+    return call_pattern(read_tools(item.functions, where=item.id), refusals=(REFUSAL,))
 
 
 def _refine(model, requests, config) -> tuple[Refined, ...]:

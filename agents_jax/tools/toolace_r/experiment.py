@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import pathlib
 from typing import Any
 
@@ -51,6 +52,14 @@ def run(mode: str, config: dict[str, Any], workdir: pathlib.Path, command: list[
         )
     if jax.process_count() > 1:
         raise ValueError("ToolACE-R runs in one process; leave --num_processes out.")
+    if experiment.evaluation.constrained:
+        for package in ("llguidance", "jsonschema"):
+            if importlib.util.find_spec(package) is None:
+                raise ValueError(
+                    f"evaluation.constrained needs {package}: pip install "
+                    "'pangu-recsys-jax[structured,agents]', or "
+                    "--config.evaluation.constrained=False."
+                )
     print(f"BFCL: {LICENCE}\n{CITATION}\n", flush=True)
     with Workdir.open(
         workdir, experiment, allowed_changes=_MAY_CHANGE, seed=experiment.sft.train.seed
@@ -98,8 +107,11 @@ def _measure_given(config: ToolAceRConfig, workdir: pathlib.Path) -> Findings:
         record=None if config.model.startswith("replay:") else str(workdir / "answers.jsonl"),
     )
     with timings.stage("test"), open_model(chosen) as model:
+        constrained = config.evaluation.constrained and "regex" in model.capabilities
+        if config.evaluation.constrained and not constrained:
+            _say(f"  {config.model} takes no patterns: nothing is measured with held decoding")
         points = {
-            GIVEN: measure(model, parts.test, config, thorough=True),
+            GIVEN: measure(model, parts.test, config, thorough=True, constrained=constrained),
             "few_shot": measure_few_shot(model, parts.test, config),
         }
     return Findings(config, parts, points, {}, timings.seconds)

@@ -111,9 +111,12 @@ class Stages:
         with self.timings.stage("zero_shot and few_shot"):
             with self.models.open(Checkpoint("base")) as model:
                 points = {
-                    "zero_shot": measure(model, items, self.config, refined=False),
+                    "zero_shot": measure(
+                        model, items, self.config, refined=False,
+                        constrained=self.config.evaluation.constrained,
+                    ),
                     "few_shot": measure_few_shot(model, items, self.config),
-                }
+                }  # fmt: skip
             for name, point in points.items():
                 self._keep_point(name, point)
         return points
@@ -202,10 +205,11 @@ class Stages:
         return {r.tag: (a.text,) for r, a in zip(requests, model.generate(requests), strict=True)}
 
     def _test(self, name: str, config: ToolAceRConfig, checkpoint: Checkpoint, *, last: bool):
+        thorough = last and name.startswith(f"{self.config.arms[0]}/")
         with self.timings.stage(f"{name}: test"), self.models.open(checkpoint) as model:
             point = measure(
                 model, self.parts.test, config, refined=last or config.evaluation.refine_rounds,
-                thorough=last and name.startswith(f"{self.config.arms[0]}/"),
+                thorough=thorough, constrained=thorough and config.evaluation.constrained,
             )  # fmt: skip
         self._keep_point(name, point)
         self._say(f"{name}, greedy:\n{point.plain.report}")

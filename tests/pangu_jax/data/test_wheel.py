@@ -99,6 +99,23 @@ def test_download_with_another_hash_is_not_cached(tmp_path, monkeypatch):
     assert not list((tmp_path / "wheels").glob("*.whl"))
 
 
+def test_one_build_of_several_is_asked_for_by_its_tag(tmp_path, monkeypatch):
+    asked = []
+
+    def run(command, **kwargs):
+        asked.extend(command)
+        return subprocess.CompletedProcess(command, 1, "", "ERROR: nothing there")
+
+    monkeypatch.setattr(wheel_lib.subprocess, "run", run)
+    spec = WheelSpec("toy-data", "1.0", "0" * 64, tag="cp311-abi3-manylinux2014_x86_64")
+    with pytest.raises(WheelUnavailableError, match="--python-version 311 --abi abi3") as error:
+        fetch_wheel(spec, cache=tmp_path)
+    text = " ".join(asked)
+    options = "--implementation cp --python-version 311 --abi abi3 --platform manylinux2014_x86_64"
+    assert options in text and options in str(error.value)
+    assert text.count("--only-binary=:all:") == 1
+
+
 @pytest.mark.parametrize("member", ["../evil.txt", "toy/../../evil.txt", "/evil.txt"])
 def test_members_cannot_leave_the_folder(tmp_path, no_pip, member):
     folder = tmp_path / "wheels"

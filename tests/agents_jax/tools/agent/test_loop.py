@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 from agent_loop_tools import FakeExecutor
@@ -200,6 +201,23 @@ class Decides:
         if isinstance(call, Exception):
             raise call
         return call if not isinstance(call, bool | None) else Decision(call=call, score=0.25)
+
+
+def test_a_required_call_can_be_held_to_the_tools(scripted, fake, registry):
+    model = scripted("[add(a=1, b=2)]", "3")
+    policy = Decides(True, None)
+    transcript = go(model, fake, registry, policy=policy, constrained=True)
+    assert (transcript.end, transcript.answer) == ("answer", "3")
+    first, second = model.asked
+    assert second.regex is None  # where no call is required, words are allowed
+    assert re.fullmatch(first.regex, "[add(a=1, b=2)]")
+    for text in ("It is 3.", "[sub(a=1, b=2)]", "[add(a=1)]", '[add(a=1, b="2")]'):
+        assert not re.fullmatch(first.regex, text), text
+    unable = scripted("x", capabilities=["generate", "chat"])
+    transcript = go(unable, fake, registry, policy=Decides(True), constrained=True)
+    assert (transcript.end, transcript.failure) == ("model_failed", "unsupported")
+    with pytest.raises(ValueError, match="constrained=True is for style='prompted'"):
+        LoopSettings(style="native", constrained=True)
 
 
 def test_withheld_tools_make_a_final_answer(scripted, fake, registry):

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from meco_made import example, example_set
 
-from agents_jax.tools.meco import MecoError, texts
-from agents_jax.tools.meco.controls import CONTROLS, fit_control
+from agents_jax.tools.meco import MecoError, embeddings, texts
+from agents_jax.tools.meco.controls import CONTROLS, EMBEDDING_CONTROLS, fit_control
 from agents_jax.tools.meco.evaluation import auroc
 from agents_jax.tools.meco.examples import (
     ExampleSet,
@@ -18,6 +18,7 @@ from agents_jax.tools.meco.examples import (
 )
 from agents_jax.tools.meco.matching import matched
 from agents_jax.tools.meco.prompts import messages, question
+from pangu_jax.data.wheel import WheelError
 
 LINKED = st.lists(
     st.tuples(st.booleans(), st.frozensets(st.integers(0, 12), max_size=2)),
@@ -119,6 +120,28 @@ def test_controls_see_what_they_should():
         fit_control("x", data)
     with pytest.raises(MecoError, match="one label"):
         fit_control("length", data[::2])
+
+
+def test_embeddings_know_what_words_mean():
+    """Animals against vehicles, no word of which stands in both halves."""
+    try:
+        near = embeddings.embed(["a dog barks", "a puppy", "the invoice is overdue", ""])
+    except WheelError as error:
+        pytest.skip(f"the wordllama wheel cannot be had: {error}")
+    assert near.shape == (4, 256) and near.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(near[:3], axis=1), 1, rtol=1e-5)
+    assert near[0] @ near[1] > near[0] @ near[2] + 0.2 and not near[3].any()
+    animals = "dog cat horse cow sheep goat lion tiger wolf bear fox mouse".split()
+    vehicles = "car bus train plane truck boat ship tram van bicycle lorry ferry".split()
+    data = [
+        example(i, i % 2 == 0, query=f"I saw one {(animals if i % 2 == 0 else vehicles)[i // 2]}")
+        for i in range(24)
+    ]
+    needed = np.array([e.needed for e in data[12:]])
+    for name in EMBEDDING_CONTROLS:
+        scores = fit_control(name, data[:12])(data[12:])
+        assert auroc(scores, needed) > 0.9, name
+    assert auroc(fit_control("tfidf_query", data[:12])(data[12:]), needed) == 0.5
 
 
 def test_matching_takes_what_text_gives_away_out_of_the_set():
