@@ -122,8 +122,8 @@ class EvaluationConfig:
     equal_cost: tokens that make the vote and refinement equally dear: 'total' (prompt and new) or
       'new'.
     constrained: the untuned model and the main arm's last round also answer with decoding held to
-      calls of the functions on offer, or to the refusal. Needs the extras `structured` and
-      `agents`; left out where a server takes no patterns.
+      calls of the functions on offer or the refusal, the untuned model to calls alone as well.
+      Needs the extras `structured` and `agents`; left out where a server takes no patterns.
     """
 
     baseline_items: int = 0

@@ -59,8 +59,8 @@ class System:
 @dataclasses.dataclass(frozen=True)
 class Point:
     """What one checkpoint did. plain: greedy, one call. refined: adaptively. fixed: by number of
-    looks. samples: for the vote, None where not asked. constrained: greedy, one call, in texts that
-    are calls of the functions on offer.
+    looks. samples: for the vote, None where not asked. held: greedy, one call, by what the text is
+    held to (see `measure`).
     """
 
     items: tuple[Item, ...]
@@ -68,15 +68,13 @@ class Point:
     refined: tuple[Refined, ...] | None = None
     fixed: dict[int, tuple[Refined, ...]] = dataclasses.field(default_factory=dict)
     samples: tuple[Samples, ...] | None = None
-    constrained: System | None = None
+    held: dict[str, System] = dataclasses.field(default_factory=dict)
 
     def systems(self, config: ToolAceRConfig) -> dict[str, System]:
-        """'plain', 'constrained', 'adaptive', 'fixed N', 'vote' (at equal cost), as far as
-        measured.
+        """'plain', 'constrained', 'forced', 'adaptive', 'fixed N', 'vote' (at equal cost), as far
+        as measured.
         """
-        out = {"plain": self.plain}
-        if self.constrained is not None:
-            out["constrained"] = self.constrained
+        out = {"plain": self.plain, **self.held}
         if self.refined is not None:
             out["adaptive"] = _system(self.items, self.refined)
         for steps, refined in self.fixed.items():
@@ -99,10 +97,14 @@ class Point:
 
 def measure(
     model: LanguageModel, items: Sequence[Item], config: ToolAceRConfig, *, refined: bool = True,
-    thorough: bool = False, constrained: bool = False,
+    thorough: bool = False, held: Sequence[str] = (),
 ) -> Point:  # fmt: skip
     """Greedy answers; with `refined` adaptive refinement too; with `thorough` also fixed numbers of
-    looks and the samples of a vote; with `constrained` answers held to calls.
+    looks and the samples of a vote.
+
+    Args:
+      held: further greedy answers, whose texts can only be calls of the functions on offer
+        ('forced'), or these and the refusal ('constrained').
 
     Raises:
       BatchError: a first attempt was not answered. RuntimeError: a look was not.
@@ -115,15 +117,16 @@ def measure(
         for item in items
     ]  # fmt: skip
     plain = _asked(model, items, requests)
-    held = None
-    if constrained:
-        patterns = [_pattern(item) for item in items]
-        held = _asked(
+    answers = {}
+    for way in held:
+        refusals = {"constrained": (REFUSAL,), "forced": ()}[way]
+        patterns = [_pattern(item, refusals) for item in items]
+        answers[way] = _asked(
             model, items,
             [dataclasses.replace(r, regex=p) for r, p in zip(requests, patterns, strict=True)],
         )  # fmt: skip
     if not refined:
-        return Point(tuple(items), plain, constrained=held)
+        return Point(tuple(items), plain, held=answers)
     adaptive = _refine(model, requests, dataclasses.replace(config.refine, fixed_steps=None))
     fixed, samples = {}, None
     if thorough:
@@ -134,7 +137,7 @@ def measure(
             temperature = config.evaluation.self_consistency_temperature
             seeded = [dataclasses.replace(request, seed=config.data.seed) for request in requests]
             samples = tuple(draw(model, seeded, n=n, temperature=temperature))
-    return Point(tuple(items), plain, adaptive, fixed, samples, held)
+    return Point(tuple(items), plain, adaptive, fixed, samples, answers)
 
 
 def measure_few_shot(model: LanguageModel, items: Sequence[Item], config: ToolAceRConfig) -> Point:
@@ -214,9 +217,11 @@ def _asked(model, items, requests) -> System:
     return System.of(items, [r.text for r in first], [cost_of(r) for r in first])
 
 
-def _pattern(item: Item) -> str:
-    """Calls of the item's functions, however many (their number would tell), or the refusal."""
-    return call_pattern(read_tools(item.functions, where=item.id), refusals=(REFUSAL,))
+def _pattern(item: Item, refusals: Sequence[str]) -> str:
+    """Calls of the item's functions, however many (their number would tell), or a refusal."""
+    tools = read_tools(item.functions, where=item.id)
+    # Some irrelevance items offer no function at all.
+    return call_pattern(tools, refusals=refusals if tools else (REFUSAL,))
 
 
 def _refine(model, requests, config) -> tuple[Refined, ...]:

@@ -18,7 +18,14 @@ from agents_jax.tools.toolace_r.items import Parts, make_parts
 from agents_jax.tools.toolace_r.models import Models
 from agents_jax.tools.toolace_r.report import GIVEN, Findings, build_report
 from agents_jax.tools.toolace_r.report_files import to_markdown, write_report
-from agents_jax.tools.toolace_r.rounds import WARM_UP, ArmResult, InterruptedRun, Stages, Timings
+from agents_jax.tools.toolace_r.rounds import (
+    UNTUNED,
+    WARM_UP,
+    ArmResult,
+    InterruptedRun,
+    Stages,
+    Timings,
+)
 from pangu_jax.config.resolve import resolve
 from pangu_jax.inference.prompts import chat_ids
 from pangu_jax.training import Workdir
@@ -107,11 +114,12 @@ def _measure_given(config: ToolAceRConfig, workdir: pathlib.Path) -> Findings:
         record=None if config.model.startswith("replay:") else str(workdir / "answers.jsonl"),
     )
     with timings.stage("test"), open_model(chosen) as model:
-        constrained = config.evaluation.constrained and "regex" in model.capabilities
-        if config.evaluation.constrained and not constrained:
+        held = UNTUNED if config.evaluation.constrained else ()
+        if held and "regex" not in model.capabilities:
             _say(f"  {config.model} takes no patterns: nothing is measured with held decoding")
+            held = ()
         points = {
-            GIVEN: measure(model, parts.test, config, thorough=True, constrained=constrained),
+            GIVEN: measure(model, parts.test, config, thorough=True, held=held),
             "few_shot": measure_few_shot(model, parts.test, config),
         }
     return Findings(config, parts, points, {}, timings.seconds)

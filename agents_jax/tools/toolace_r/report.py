@@ -97,10 +97,11 @@ def _pairs(findings: Findings) -> list[tuple[str, str]]:
             before = _point(MAIN, round_)
         if len(findings.arms[MAIN].rounds) > 1:
             pairs.append((WARM_UP, main))
-    pairs.append(("zero_shot", "zero_shot + constrained"))
+    pairs += [("few_shot", "zero_shot + forced"), ("zero_shot + forced", WARM_UP)]
     for last in (GIVEN, *lasts.values()):
         pairs.append((last, f"{last} + adaptive"))
         pairs.append((last, f"{last} + constrained"))
+        pairs.append((last, f"{last} + forced"))
         for steps in findings.config.evaluation.fixed_steps:
             pairs.append((f"{last} + fixed {steps}", f"{last} + adaptive"))
         pairs.append((f"{last} + vote", f"{last} + adaptive"))

@@ -32,6 +32,8 @@ from pangu_jax.training.sft import train
 from pangu_jax.training.workdir import write_json
 
 WARM_UP = "warm_up"
+UNTUNED, TUNED = ("constrained", "forced"), ("constrained",)
+"""What decoding is held to, see `measure`: a model that writes no call can be made to."""
 
 
 class InterruptedRun(Exception):
@@ -113,7 +115,7 @@ class Stages:
                 points = {
                     "zero_shot": measure(
                         model, items, self.config, refined=False,
-                        constrained=self.config.evaluation.constrained,
+                        held=UNTUNED if self.config.evaluation.constrained else (),
                     ),
                     "few_shot": measure_few_shot(model, items, self.config),
                 }  # fmt: skip
@@ -205,11 +207,12 @@ class Stages:
         return {r.tag: (a.text,) for r, a in zip(requests, model.generate(requests), strict=True)}
 
     def _test(self, name: str, config: ToolAceRConfig, checkpoint: Checkpoint, *, last: bool):
+        evaluation = config.evaluation
         thorough = last and name.startswith(f"{self.config.arms[0]}/")
         with self.timings.stage(f"{name}: test"), self.models.open(checkpoint) as model:
             point = measure(
-                model, self.parts.test, config, refined=last or config.evaluation.refine_rounds,
-                thorough=thorough, constrained=thorough and config.evaluation.constrained,
+                model, self.parts.test, config, refined=last or evaluation.refine_rounds,
+                thorough=thorough, held=TUNED if thorough and evaluation.constrained else (),
             )  # fmt: skip
         self._keep_point(name, point)
         self._say(f"{name}, greedy:\n{point.plain.report}")

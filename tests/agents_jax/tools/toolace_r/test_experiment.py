@@ -40,9 +40,10 @@ def ran(tmp_path_factory):
 def test_a_run_goes_through_every_stage(ran):
     workdir, out = ran
     report = json.loads((workdir / "report" / "report.json").read_text())
-    names = ["zero_shot", "zero_shot + constrained", "few_shot", "warm_up", "warm_up + adaptive",
-             "toolace_r/round_1", "toolace_r/round_1 + constrained"]  # fmt: skip
-    assert list(report["systems"])[:7] == names
+    names = ["zero_shot", "zero_shot + constrained", "zero_shot + forced", "few_shot", "warm_up",
+             "warm_up + adaptive", "toolace_r/round_1",
+             "toolace_r/round_1 + constrained"]  # fmt: skip
+    assert list(report["systems"])[:8] == names
     assert {"toolace_r/round_1 + adaptive", "toolace_r/round_1 + fixed 1",
             "toolace_r/round_1 + vote"} < set(report["systems"])  # fmt: skip
     assert "toolace_r/round_1: tuning" in report["seconds"]
@@ -84,8 +85,9 @@ def test_a_model_as_it_is_is_measured_without_tuning(ran, tmp_path):
     config = toolace_r.get_config("debug").to_dict() | {"model": f"scripted:{script}"}
     assert experiment.run("eval", config, tmp_path / "run", []) == 0
     report = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
-    names = ["model", "model + constrained", "model + adaptive", "model + fixed 1", "model + vote"]
-    assert list(report["systems"]) == [*names, "few_shot"]
+    names = ["model", "model + constrained", "model + forced", "model + adaptive",
+             "model + fixed 1", "model + vote", "few_shot"]  # fmt: skip
+    assert list(report["systems"]) == names
     for found in report["systems"].values():
         assert found["total"]["irrelevance"]["rate"] == 1 and found["total"]["calls"]["rate"] == 0
     assert report["refinement"]["model"]["all"]["steps"] == [0, 6] and report["rounds"] == {}
