@@ -14,7 +14,7 @@ from pangu_jax.config.flags import as_config_dict
 VARIANTS = {
     "cpu": Variant("SmolLM2-135M, sets of 60 to 230 questions", "27 min", "docs/meco.md"),
     "full": Variant("every question there is", "not measured", "not measured"),
-    "debug": Variant("a few questions, four layers", "not measured", "runs through"),
+    "debug": Variant("a few questions, four layers", "1.5 min, busy", "runs through"),
 }
 _CPU_SIZES = {
     "default": 0, "metatool": 120, "metatool_matched": 200, "metatool_context": 80,

@@ -59,16 +59,21 @@ def _from_texts(read: Callable[[Sequence[Example]], list[str]], fit: Sequence[Ex
 
 
 def _combined(fit: Sequence[Example]):
-    """All four: TF-IDF scores come from inside the fit examples, by three-fold prediction."""
+    """All four: TF-IDF scores come from inside the fit examples, by three-fold prediction; without
+    them where a label has fewer than two examples.
+    """
     from sklearn.model_selection import cross_val_predict
 
     labels = np.array([e.needed for e in fit])
+    folds = min(3, int(labels.sum()), int((~labels).sum()))
     simple = functools.partial(_features_of, (texts.lengths, texts.overlaps))
     columns, models = [], []
-    for read in (texts.query_texts, texts.query_and_tool_texts):
+    for read in (texts.query_texts, texts.query_and_tool_texts) if folds > 1 else ():
         try:
             model = _tfidf(read(fit), labels)
-            inner = cross_val_predict(model, read(fit), labels, cv=3, method="decision_function")
+            inner = cross_val_predict(
+                model, read(fit), labels, cv=folds, method="decision_function"
+            )
         except ValueError:
             continue
         columns.append(inner[:, None])

@@ -1,5 +1,7 @@
 """Roles that share nothing, prompts, and text features."""
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -116,6 +118,11 @@ def test_controls_see_what_they_should():
         data = example_set(40).examples
         scores = fit_control(name, data[:20])(data[20:])
         assert scores.shape == (20,) and np.isfinite(scores).all()
+    for few in (1, 2):  # examples of one label
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            fitted = fit_control("combined", [*data[: 2 * few], *data[1:20:2]])
+        assert np.isfinite(fitted(data[20:])).all()
     with pytest.raises(MecoError, match="control 'x'.*overlap"):
         fit_control("x", data)
     with pytest.raises(MecoError, match="one label"):
