@@ -16,6 +16,7 @@ from agents_jax.tools.definitions import read_tools
 from agents_jax.tools.toolace_r.config import ToolAceRConfig
 from agents_jax.tools.toolace_r.few_shot import few_shot_messages
 from agents_jax.tools.toolace_r.refine import STOPS, Refined, cost_of, refine
+from agents_jax.tools.toolace_r.selection import item_seed
 from agents_jax.tools.toolace_r.self_consistency import (
     Samples,
     draw,
@@ -135,7 +136,10 @@ def measure(
             fixed[steps] = _refine(model, requests, chosen)
         if n := config.evaluation.self_consistency_samples:
             temperature = config.evaluation.self_consistency_temperature
-            seeded = [dataclasses.replace(request, seed=config.data.seed) for request in requests]
+            seeded = [
+                dataclasses.replace(request, seed=item_seed(item, config.data.seed))
+                for request, item in zip(requests, items, strict=True)
+            ]
             samples = tuple(draw(model, seeded, n=n, temperature=temperature))
     return Point(tuple(items), plain, adaptive, fixed, samples, answers)
 

@@ -96,6 +96,13 @@ class Selection:
         }
 
 
+def item_seed(item: Item, seed: int) -> int:
+    """The item's own seed: with one for all, their samples would use the same random numbers, and
+    all of them would go wrong together.
+    """
+    return zlib.crc32(f"{seed} {item.id}".encode()) % 2**31
+
+
 def sample_attempts(
     model: LanguageModel, items: Sequence[Item], config: SelectionConfig, *,
     style: Style = "compact", max_tokens: int = 96,
@@ -109,7 +116,7 @@ def sample_attempts(
         GenerateRequest(
             messages=prompt_messages(item, style), n=config.samples, max_tokens=max_tokens,
             temperature=config.temperature,
-            seed=zlib.crc32(f"{config.seed} {item.id}".encode()) % 2**31, tag=item.id,
+            seed=item_seed(item, config.seed), tag=item.id,
         )
         for item in items
     ]  # fmt: skip

@@ -17,7 +17,7 @@ from agents_jax.tools.toolace_r.config import (
     RoundsConfig,
     ToolAceRConfig,
 )
-from agents_jax.tools.toolace_r.evaluation import refinement_summary
+from agents_jax.tools.toolace_r.evaluation import measure, refinement_summary
 from agents_jax.tools.toolace_r.items import Parts
 from agents_jax.tools.toolace_r.refine import INSTRUCTION
 from agents_jax.tools.toolace_r.report import Findings, build_report
@@ -52,6 +52,20 @@ def skilled(skill):
         return f"[f{number}(a=0)]"
 
     return answer
+
+
+def test_votes_of_different_items_are_drawn_independently():
+    asked = []
+
+    def answer(request):
+        asked.append(request)
+        return skilled(1.0)(request)
+
+    point = measure(ScriptedModel(answer), TEST, CONFIG, thorough=True)
+    drawn = [request for request in asked if request.temperature > 0]
+    assert len({request.seed for request in drawn}) == len(TEST)
+    assert len({(request.seed, request.sample) for request in drawn}) == 3 * len(TEST)
+    assert [len(samples.texts) for samples in point.samples] == [3] * len(TEST)
 
 
 class Killed(Exception):
