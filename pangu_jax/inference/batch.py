@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from pangu_jax.inference import programs
+from pangu_jax.inference.checks import layer_numbers
+from pangu_jax.inference.forward import Chunk
 from pangu_jax.inference.request import Delta, TokenLogprob
 from pangu_jax.inference.row import Row
 from pangu_jax.inference.sampling import Chosen, Features, RowSampling, Seen
@@ -46,6 +48,15 @@ def keep_prompt_logprobs(row: Row, found: Chosen, index: int, count: int) -> Non
             row.prompt_logprobs.append(logprob_at(found, (index, position), sampling.logprobs or 0))
 
 
+def keep_hidden(row: Row, streams: np.ndarray, index: int) -> None:
+    """Takes a row's hidden states from the streams (layers + 2, B, D) of `forward`."""
+    asked, last = row.request.hidden, len(streams) - 2
+    numbers = [
+        number + (asked.normed and number == last) for number in layer_numbers(asked.layers, last)
+    ]
+    row.hidden = streams[numbers, index]
+
+
 def block_tables(rows: Sequence[Row], size: int, pages: int) -> np.ndarray:
     """int32 (size, pages); what a row lacks is page 0."""
     tables = np.zeros((size, pages), np.int32)
@@ -64,6 +75,25 @@ def chunk_width(longest: int, budget: int) -> int:
         if longest <= width:
             return min(width, budget)
     return budget if longest >= budget else min(128, budget)
+
+
+def chunk_of(
+    rows: Sequence[Row], counts: Sequence[int], size: int, width: int, pages: int
+) -> tuple[Chunk, np.ndarray]:
+    """The next `counts` tokens of each row, and int32 (size, width) the token after each of them.
+
+    Args:
+      pages: of each row's table.
+    """
+    tokens = np.zeros((size, width), np.int32)
+    targets = np.zeros((size, width), np.int32)
+    for index, (row, count) in enumerate(zip(rows, counts, strict=True)):
+        tokens[index, :count] = row.tokens(row.computed, row.computed + count)
+        following = row.tokens(row.computed + 1, row.computed + 1 + count)
+        targets[index, : len(following)] = following
+    start = column([row.computed for row in rows], size)
+    chunk = Chunk(tokens, start, column(counts, size), block_tables(rows, size, pages))
+    return chunk, targets
 
 
 def choice_of(rows: Sequence[Row], size: int, vocabulary: int) -> tuple[Features, programs.Choice]:

@@ -21,20 +21,23 @@ from pangu_jax.inference.batch import (
     at_least,
     block_tables,
     choice_of,
+    chunk_of,
     chunk_width,
     column,
     joined,
+    keep_hidden,
     keep_prompt_logprobs,
     logprob_at,
 )
-from pangu_jax.inference.checks import check_request
+from pangu_jax.inference.checks import check_adapters, check_request
 from pangu_jax.inference.config import EngineConfig
 from pangu_jax.inference.detokenize import IncrementalText
 from pangu_jax.inference.end_tokens import end_tokens
 from pangu_jax.inference.errors import EngineBusy, RequestError, ServerClosed
-from pangu_jax.inference.forward import Chunk, create_pages
-from pangu_jax.inference.hidden_states import hidden_states
-from pangu_jax.inference.request import Completion, Delta, FinishReason, Request
+from pangu_jax.inference.forward import create_pages
+from pangu_jax.inference.hidden_states import counted, hidden_states
+from pangu_jax.inference.last_states import last_states
+from pangu_jax.inference.request import Completion, Delta, FinishReason, HiddenStatesAt, Request
 from pangu_jax.inference.row import Row
 from pangu_jax.inference.sampling import Chosen, Features
 from pangu_jax.inference.schedule import Schedule
@@ -215,20 +218,42 @@ class Engine:
         positions: Sequence[Sequence[int]] | Sequence[int], *, normed: bool = False,
         adapters: Sequence[tuple[str, float]] = (),
     ) -> np.ndarray:  # fmt: skip
-        """Float32 (texts, layers, positions, D); see `pangu_jax.inference.hidden_states`."""
+        """Float32 (texts, layers, positions, D); see `pangu_jax.inference.hidden_states`.
+
+        Where only the last token of each text is asked for, nothing else runs, and nothing is lost
+        by it, texts are read like prompts: in chunks, and not where they are in the cache.
+
+        Raises:
+          RequestError: as there, and an adapter that is not loaded.
+        """
+        check_adapters("This call", adapters, self.adapter_names)
+        wanted, places = counted(self.model, prompts, layers, positions)
+        if self._may_read(prompts, places):
+            at = HiddenStatesAt(layers=wanted, normed=normed)
+            return last_states(self.completions, prompts, at, adapters)[:, :, None]
         lora = None
         if adapters:
             mix = jnp.asarray(select(self.adapter_names, [adapters]))
             lora = programs.Adapters(self._adapters, mix).bound()
         return hidden_states(
-            self.model, self.weights, prompts, layers=layers, positions=positions, normed=normed,
+            self.model, self.weights, prompts, layers=wanted, positions=places, normed=normed,
             batch_rows=self.config.max_rows, lora=lora,
+        )  # fmt: skip
+
+    def _may_read(self, texts: Sequence[Sequence[int]], places: Sequence[Sequence[int]]) -> bool:
+        """Whether rows give the hidden states at these places, as exact as the model's own type."""
+        cache = self._pages[0][0].dtype
+        return (
+            bool(texts) and self.idle and not self._closed
+            and all(list(at) == [len(text) - 1] for text, at in zip(texts, places, strict=True))
+            and max(map(len, texts)) <= self.context_length
+            and jnp.promote_types(cache, self.model.dtype) == cache
         )  # fmt: skip
 
     def _check(self, request: Request) -> None:
         check_request(
             request, vocab_size=self.model.vocab_size, context_length=self.context_length,
-            adapters=self.adapter_names,
+            num_layers=self.model.num_layers, adapters=self.adapter_names,
         )  # fmt: skip
         if request.id in self._done or self._schedule.find(request.id) is not None:
             raise RequestError(f"Request id {request.id!r} is in use; give it another.")
@@ -304,19 +329,9 @@ class Engine:
         rows = rows[: max(budget // width, 1)]
         size = at_least(len(rows), 1)
         counts = [min(row.length - row.computed, width) for row in rows]
-        tokens = np.zeros((size, width), np.int32)
-        targets = np.zeros((size, width), np.int32)
+        chunk, targets = chunk_of(rows, counts, size, width, self.config.pages_per_row)
         scored = [row.request.sampling.prompt_logprobs_from is not None for row in rows]
-        for index, (row, count) in enumerate(zip(rows, counts, strict=True)):
-            tokens[index, :count] = row.tokens(row.computed, row.computed + count)
-            following = row.tokens(row.computed + 1, row.computed + 1 + count)
-            targets[index, : len(following)] = following
-        chunk = Chunk(
-            tokens,
-            column([row.computed for row in rows], size),
-            column(counts, size),
-            block_tables(rows, size, self.config.pages_per_row),
-        )
+        looked = [row.ends_for_hidden(count) for row, count in zip(rows, counts, strict=True)]
         # Only rows whose prompt ends here choose a token.
         features, choice = choice_of(rows, size, self.model.vocab_size)
         top = -1
@@ -325,15 +340,17 @@ class Engine:
             top = max(Features.of(asked).top_logprobs, 0)
         done = programs.prefill(
             self.model, features, max(top, 0), self.weights, self._pages, chunk, choice,
-            targets if any(scored) else None, self._bound(rows, size),
+            targets if any(scored) else None, self._bound(rows, size), streams=any(looked),
         )  # fmt: skip
         self._pages = done.pages
         self.statistics.prefill_dispatches += 1
-        chosen, found = jax.device_get((done.chosen, done.targets))
+        chosen, found, streams = jax.device_get((done.chosen, done.targets, done.streams))
         news = []
         for index, (row, count) in enumerate(zip(rows, counts, strict=True)):
             if scored[index]:
                 keep_prompt_logprobs(row, found, index, count)
+            if looked[index]:
+                keep_hidden(row, streams, index)
             row.computed += count
             self._schedule.publish(row)
             if row.computed < row.length:

@@ -40,6 +40,19 @@ class Chunk(NamedTuple):
     block_tables: jax.Array
 
 
+class Forwarded(NamedTuple):
+    """hidden: states after the final norm (B, C, D). pages: with the new keys and values.
+
+    streams: float32 (layers + 2, B, D) at the last valid token of each row: the embedding, the
+    residual stream after each block, and the last of them after the final norm. None where they
+    were not asked for; of an idle row they mean nothing.
+    """
+
+    hidden: jax.Array
+    pages: Pages
+    streams: jax.Array | None
+
+
 class _PagedContext(NamedTuple):
     rope: tuple[jax.Array, jax.Array]
     q_segment_ids: jax.Array | None
@@ -70,13 +83,14 @@ class PagedOps(BlockOps):
 
 def forward(
     config: DecoderConfig, weights: dict[str, Any], pages: Pages, chunk: Chunk,
-    lora: tuple[Any, ...] | None = None,
-) -> tuple[jax.Array, Pages]:  # fmt: skip
-    """(hidden states after the final norm (B, C, D), pages with the new keys and values).
+    lora: tuple[Any, ...] | None = None, *, streams: bool = False,
+) -> Forwarded:  # fmt: skip
+    """New tokens through all blocks.
 
     Args:
       weights: of `prepare_weights`.
       lora: per layer, the adapters' variables for these rows; None for the base model.
+      streams: whether to return them.
     """
     # Padding goes to the left: a query there sees keys of the row at most, never a slot that nobody
     # has written, and the newest keys end where decode_attention expects them.
@@ -92,12 +106,19 @@ def forward(
     )  # fmt: skip
     block = Block(config, ops=PagedOps(implementation=config.attention_implementation))
     x = look_up(weights["embedding"], tokens, config.dtype)
-    new = []
+    new, last = [], [x[:, -1]] if streams else []
     for layer, params in enumerate(weights["layers"]):
         variables = {"params": params} | ({} if lora is None else {"lora": lora[layer]})
         (x, kv), _ = block.apply(variables, (x, pages[layer]), layer, context)
         new.append(kv)
-    return final_norm(config, weights, _rolled(x, order + padding)), tuple(new)
+        if streams:
+            last.append(x[:, -1])
+    hidden = final_norm(config, weights, _rolled(x, order + padding))
+    found = None
+    if streams:  # all of them: which of them somebody wants must not make another program
+        last.append(final_norm(config, weights, x[:, -1]))
+        found = jnp.stack(last).astype(jnp.float32)
+    return Forwarded(hidden, tuple(new), found)
 
 
 def _rolled(x: jax.Array, source: jax.Array) -> jax.Array:

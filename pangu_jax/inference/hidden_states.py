@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pangu_jax.inference.checks import check_tokens, layer_numbers
 from pangu_jax.inference.errors import RequestError
 from pangu_jax.inference.forward import final_norm
 from pangu_jax.inference.weights import look_up
@@ -77,21 +78,10 @@ def hidden_states(
       batch_rows: texts per call. lora: as in `capture`, with one row of weights for all texts.
 
     Raises:
-      RequestError: an empty text, a layer or a position that is not there.
+      RequestError: an empty text, ids beyond the vocabulary, a layer or a position that is not
+        there.
     """
-    depth = config.num_layers
-    wanted = tuple(layer if layer >= 0 else depth + 1 + layer for layer in layers)
-    if not wanted or not all(0 <= layer <= depth for layer in wanted):
-        raise RequestError(f"layers={list(layers)} must name at least one of 0 to {depth}.")
-    if positions and not isinstance(positions[0], Sequence):
-        positions = [positions] * len(prompts)
-    if len(positions) != len(prompts):
-        raise RequestError(f"There are {len(prompts)} texts, but {len(positions)} position lists.")
-    places = [
-        _places(i, len(p), at) for i, (p, at) in enumerate(zip(prompts, positions, strict=True))
-    ]
-    if len({len(at) for at in places}) > 1:
-        raise RequestError("Every text needs equally many positions.")
+    wanted, places = counted(config, prompts, layers, positions)
     config = dataclasses.replace(config, remat="none")
     out: list[Any] = [None] * len(prompts)
     # Texts of like length together: a batch is as long as its longest.
@@ -118,6 +108,29 @@ def hidden_states(
         for row, index in enumerate(chosen):
             out[index] = found[row]
     return np.stack(out) if out else np.zeros((0, len(wanted), 0, config.hidden_dim), np.float32)
+
+
+def counted(
+    config: DecoderConfig, prompts: Sequence[Sequence[int]], layers: Sequence[int],
+    positions: Sequence[Sequence[int]] | Sequence[int],
+) -> tuple[tuple[int, ...], list[list[int]]]:  # fmt: skip
+    """Layers counted from the embedding, and positions of each text from its beginning.
+
+    Args, Raises: as `hidden_states`.
+    """
+    wanted = layer_numbers(layers, config.num_layers)
+    if positions and not isinstance(positions[0], Sequence):
+        positions = [positions] * len(prompts)
+    if len(positions) != len(prompts):
+        raise RequestError(f"There are {len(prompts)} texts, but {len(positions)} position lists.")
+    places = [
+        _places(i, len(p), at) for i, (p, at) in enumerate(zip(prompts, positions, strict=True))
+    ]
+    if len({len(at) for at in places}) > 1:
+        raise RequestError("Every text needs equally many positions.")
+    for index, tokens in enumerate(prompts):
+        check_tokens(f"Text {index}", tokens, config.vocab_size)
+    return wanted, places
 
 
 def _places(index: int, length: int, positions: Sequence[int]) -> list[int]:

@@ -3,7 +3,7 @@
 Shapes are static; an engine calls them with sizes rounded up to a few, so that each is compiled
 once. Both take over the pages that they are given (donation) and return them.
 
-Letters: B rows, C new positions per row, V vocabulary, M adapters.
+Letters: B rows, C new positions per row, D hidden width, V vocabulary, M adapters.
 """
 
 from __future__ import annotations
@@ -53,19 +53,26 @@ class Adapters(NamedTuple):
 
 
 class Prefilled(NamedTuple):
-    """chosen: the token after each row's chunk. targets: log-probabilities (B, C, ...) or None."""
+    """chosen: the token after each row's chunk. targets: log-probabilities (B, C, ...) or None.
+
+    streams: float32 (layers + 2, B, D) at the last token of each row's chunk (`forward`), or None.
+    """
 
     chosen: Chosen
     targets: Chosen | None
+    streams: jax.Array | None
     pages: Pages
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "features", "target_top"), donate_argnames=("pages",)
+    jax.jit,
+    static_argnames=("config", "features", "target_top", "streams"),
+    donate_argnames=("pages",),
 )
 def prefill(
     config: DecoderConfig, features: Features, target_top: int, weights: Any, pages: Pages,
     chunk: Chunk, choice: Choice, targets: jax.Array | None, adapters: Adapters | None,
+    *, streams: bool = False,
 ) -> Prefilled:  # fmt: skip
     """Writes a chunk of each row's prompt and chooses the token that would follow it.
 
@@ -73,9 +80,10 @@ def prefill(
       features: of the choice.
       target_top: alternatives reported at each position; needs `targets`.
       targets: int32 (B, C), tokens whose log-probability at each position is wanted; None for none.
+      streams: whether the residual stream at the end of each row's chunk is wanted.
     """
     lora = None if adapters is None else adapters.bound()
-    hidden, pages = forward(config, weights, pages, chunk, lora)
+    hidden, pages, found_streams = forward(config, weights, pages, chunk, lora, streams=streams)
     last = jnp.maximum(chunk.count - 1, 0)
     end = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
     chosen = choose(
@@ -84,7 +92,7 @@ def prefill(
     found = None
     if targets is not None:
         found = _of_targets(weights, hidden, targets, target_top)
-    return Prefilled(chosen, found, pages)
+    return Prefilled(chosen, found, found_streams, pages)
 
 
 def _of_targets(weights, hidden, targets, top) -> Chosen:
@@ -142,7 +150,7 @@ def decode(
         number, rows, choice, pages, out, valid = carry
         active = rows.remaining > 0
         chunk = Chunk(rows.token[:, None], rows.start, active.astype(jnp.int32), rows.block_tables)
-        hidden, pages = forward(config, weights, pages, chunk, lora)
+        hidden, pages, _ = forward(config, weights, pages, chunk, lora)
         chosen = choose(
             logits_of(weights, hidden[:, 0]), choice.sampling, choice.index, features,
             choice.seen, choice.mask,

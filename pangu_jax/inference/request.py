@@ -1,4 +1,4 @@
-"""What is asked of an engine and what comes back: plain data, no arrays.
+"""What is asked of an engine and what comes back: plain data; the one array is of hidden states.
 
 A request names its prompt by token ids. Log-probabilities are natural logarithms of the model's own
 distribution (temperature 1, before penalties, filters and masks).
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from typing import Any, Literal
+
+import numpy as np
 
 from pangu_jax.inference.errors import RequestError
 
@@ -95,16 +97,32 @@ class SamplingParams:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class HiddenStatesAt:
+    """Layers whose hidden states at the last token of a prompt are wanted.
+
+    layers: 0 for the embedding, l for the residual stream after block l; negative ones count from
+      the end, so that -1 is the stream after the last block.
+    normed: whether the stream after the last block passes the final norm, as `transformers` returns
+      it.
+    """
+
+    layers: tuple[int, ...]
+    normed: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
     """One prompt. id: free to choose, returned with the completion.
 
     adapters: weight of each named LoRA adapter for this request; empty for the base model alone.
+    hidden: hidden states wanted with the completion; max_tokens=0 gives them alone.
     """
 
     id: str
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams = SamplingParams()
     adapters: tuple[tuple[str, float], ...] = ()
+    hidden: HiddenStatesAt | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +159,8 @@ class Completion:
     text, token_ids: new ones only; a stop text is cut off, the tokens that made it are kept.
     logprobs: one per token, where asked for. prompt_logprobs: from prompt_logprobs_from on.
     stop_text: the stop text that ended it. cached_tokens: of the prompt, not computed anew.
+    hidden: float32 (layers, D) at the prompt's last token, where asked for; None too where the
+      request ended before its prompt was read. Left out of comparisons.
     """
 
     id: str
@@ -154,3 +174,4 @@ class Completion:
     stop_text: str | None = None
     error: str | None = None
     timing: dict[str, Any] = dataclasses.field(default_factory=dict)
+    hidden: np.ndarray | None = dataclasses.field(default=None, compare=False)

@@ -21,7 +21,8 @@ class Row:
     limit: new tokens at most, the context considered. computed: tokens in the cache, the first of
     `tokens`. pages: theirs, in order. published: pages already made known as prefixes.
     cached: prompt tokens that another request had computed. mask: what `grammar` lets come next,
-    None where it has not been asked since the last token.
+    None where it has not been asked since the last token. hidden: states of the prompt's last token
+    (`HiddenStatesAt`), None until it has been read.
     """
 
     request: Request
@@ -37,6 +38,7 @@ class Row:
     computed: int = 0
     published: int = 0
     cached: int | None = None
+    hidden: np.ndarray | None = None
     pieces: list[str] = dataclasses.field(default_factory=list)
     stop_text: str | None = None
     arrived: float = dataclasses.field(default_factory=time.perf_counter)
@@ -62,6 +64,14 @@ class Row:
     @property
     def remaining(self) -> int:
         return self.limit - len(self.generated)
+
+    def ends_for_hidden(self, count: int) -> bool:
+        """Whether the next `count` tokens end with the one whose hidden states are still wanted.
+
+        A row that gave way after its prompt had been read has them already.
+        """
+        wanted = self.request.hidden is not None and self.hidden is None
+        return wanted and self.computed + count == len(self.request.prompt_ids)
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """Tokens start .. stop - 1 of prompt and completion."""
@@ -133,5 +143,5 @@ class Row:
             finish_reason=reason, prompt_tokens=len(self.request.prompt_ids),
             cached_tokens=self.cached or 0, logprobs=tuple(self.logprobs),
             prompt_logprobs=tuple(self.prompt_logprobs), stop_text=self.stop_text, error=error,
-            timing=timing,
+            timing=timing, hidden=self.hidden,
         )  # fmt: skip

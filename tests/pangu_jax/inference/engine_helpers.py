@@ -21,11 +21,11 @@ def engine_of(variant="pre_ln", *, adapters=(), model=None, **changes) -> Engine
     return Engine(model, dataclasses.replace(CONFIG, **changes), adapters=adapters)
 
 
-def request(name, prompt_ids, adapters=(), **sampling) -> Request:
+def request(name, prompt_ids, adapters=(), hidden=None, **sampling) -> Request:
     sampling = {"logprobs": 5, "ignore_eos": True} | sampling
     return Request(
         id=str(name), prompt_ids=tuple(prompt_ids), sampling=SamplingParams(**sampling),
-        adapters=adapters,
+        adapters=adapters, hidden=hidden,
     )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def run_schedule(engine, requests, delays=None, news=None) -> dict[str, Completi
 
 
 def assert_same(found: Completion, expected: Completion) -> None:
-    """The same tokens, text, end, and log-probabilities as close as float32 sums are."""
+    """The same tokens, text and end; log-probabilities and hidden states as close as float32 is."""
     assert found.token_ids == expected.token_ids
     assert found.text == expected.text
     assert (found.finish_reason, found.stop_text) == (expected.finish_reason, expected.stop_text)
@@ -57,6 +57,10 @@ def assert_same(found: Completion, expected: Completion) -> None:
         for x, y in zip(a, b, strict=True):
             values = [v for _, v in x.top], [v for _, v in y.top]
             np.testing.assert_allclose(*values, atol=CLOSE)
+    assert (found.hidden is None) == (expected.hidden is None)
+    if expected.hidden is not None:
+        scale = np.abs(expected.hidden).max(-1, keepdims=True)
+        np.testing.assert_allclose(found.hidden / scale, expected.hidden / scale, atol=1e-5)
 
 
 def assert_entry(entry, distribution, top) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from engine_helpers import assert_right, assert_same, engine_of, request, run_schedule
 from hypothesis import given, settings
-from tiny_model import log_probabilities, prompt, tiny_model
+from tiny_model import log_probabilities, log_softmax, prompt, tiny_model
 
 from pangu_jax.inference.config import EngineConfig
+from pangu_jax.inference.request import HiddenStatesAt
 from pangu_jax.inference.sampling import Features
 
 LENGTHS = (1, 7, 8, 9, 15, 16, 17, 31, 33, 50)  # around pages of 8 and chunks of 16
@@ -51,12 +52,14 @@ def test_chunks_of_any_size_and_prompts_read_together(budget):
 
 _FILTERED = dict(temperature=0.8, top_k=20, top_p=0.95, min_p=0.01)
 _SHARED = prompt(17, seed=3)
+_NEXT = HiddenStatesAt(layers=(-1,), normed=True)  # times the embedding: the next token
 POOL = [
     request("greedy", _SHARED, max_tokens=13),
     request("seeded", _SHARED, max_tokens=12, seed=1, **_FILTERED),
     request("other seed", _SHARED, max_tokens=12, seed=2, **_FILTERED),
-    request("longer", (*_SHARED, 5, 6, 7, 8, 9), max_tokens=None),
-    request("boundary", _SHARED[:16], max_tokens=5, prompt_logprobs_from=9),
+    request("longer", (*_SHARED, 5, 6, 7, 8, 9), max_tokens=None, hidden=_NEXT),
+    request("boundary", _SHARED[:16], max_tokens=5, prompt_logprobs_from=9,
+            hidden=HiddenStatesAt(layers=(1, 0, -1))),
     request("scored", (*_SHARED[:9], *prompt(12, seed=4)), max_tokens=0, prompt_logprobs_from=1),
     request("short", prompt(2, seed=5), max_tokens=20, ignore_eos=False, seed=9, **_FILTERED),
     request("penalised", prompt(10, seed=6), max_tokens=15, seed=4, repetition_penalty=1.3,
@@ -80,6 +83,10 @@ def test_requests_alone_are_right():
     tokens = [done.token_ids for done in alone()]
     assert len(set(tokens[:3])) == 3  # greedy and two seeds
     assert alone()[3].finish_reason == "length" and len(tokens[3]) == 32 - 22
+    logits = alone()[3].hidden[0] @ SMALL.params["embed"]["embedding"].T.astype(np.float64)
+    expected = log_probabilities(POOL[3].prompt_ids, SMALL)[-1]
+    np.testing.assert_allclose(log_softmax(logits), expected, atol=3e-5)
+    assert [done.hidden is None for done in alone()] == [True] * 3 + [False] * 2 + [True] * 3
 
 
 @settings(max_examples=25, deadline=None)

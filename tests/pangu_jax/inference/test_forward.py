@@ -18,7 +18,7 @@ PAGE, TABLE, POOL = 4, 6, 24
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(config, weights, pages, chunk):
-    hidden, pages = forward(config, weights, pages, chunk)
+    hidden, pages, _ = forward(config, weights, pages, chunk)
     return logits_of(weights, hidden), pages
 
 
