@@ -146,8 +146,9 @@ class Probe:
     ) -> ProbeDecision:  # fmt: skip
         """Whether the query needs one of the tools.
 
-        Two passes over the prompt: the model's own Yes or No, and the hidden state. Call `check`
-        once before.
+        Two requests: the model's own Yes or No, and the hidden state at it or before it. A model
+        that keeps what it has read, as the local engine does, reads of the prompt no more than the
+        end anew for the second one. Call `check` once before.
 
         Args:
           tools: function descriptions {'name', 'description', 'parameters'}. history: messages
@@ -174,15 +175,19 @@ class Probe:
         else:
             call = bool(self.rule.decide(np.array([score]))[0])
         p_yes = float(1 / (1 + np.exp(np.clip(logprobs[1] - logprobs[0], -700, 700))))
-        # The answer's pass reads the prompt, that of the hidden state the prompt once more.
-        usage = Usage(2 * found.usage.prompt_tokens, 1)
+        # The prompt is sent twice, the answer with it the second time only. Of the first request
+        # nothing but log-probabilities comes back; a model that counts no tokens says 0.
+        sent = found.usage.prompt_tokens
+        answer = found.values.shape[1] if self.position == "first_token" else 0
+        usage = Usage(max(2 * sent - answer, 0), 1, found.usage.cached_tokens)
         return ProbeDecision(call, score, yes, p_yes, usage, time.perf_counter() - start)
 
 
 @dataclasses.dataclass(frozen=True)
 class ProbeDecision:
     """A decision. yes, p_yes: the model's own answer and its probability among Yes and No; seconds,
-    usage: what deciding took.
+    usage: what deciding took, the prompt counted once for each of both requests, and cached tokens
+    as far as the model says them with hidden states.
     """
 
     call: bool

@@ -182,8 +182,9 @@ def _overhead_lines(overhead: Mapping[str, Any] | None) -> list[str]:
         "",
         f"Medians over {overhead['queries']} queries of {overhead['data_set']}, one at a time: "
         f"first token {overhead['first_token_ms']:.1f} ms (prompt cached: "
-        f"{overhead['first_token_cached_ms']:.1f} ms), hidden state by a second pass "
-        f"{overhead['hidden_state_ms']:.1f} ms, probe {overhead['probe_ms']:.4f} ms.",
+        f"{overhead['first_token_cached_ms']:.1f} ms), hidden state at the answer "
+        f"{overhead['hidden_state_ms']:.1f} ms (right after the first token: "
+        f"{overhead['hidden_state_cached_ms']:.1f} ms), probe {overhead['probe_ms']:.4f} ms.",
         "",
     ]
 

@@ -1,8 +1,11 @@
 """The saved probe, and the policy of the agent loop that uses it."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
-from meco_made import WIDTH, example_set, model, states_of
+from meco_made import LAYERS, WIDTH, example, example_set, model, states_of
 
 from agents_jax.llm import MissingCapability
 from agents_jax.tools.agent.plugins import make_policy
@@ -11,6 +14,7 @@ from agents_jax.tools.definitions import ToolDefinition
 from agents_jax.tools.meco import DualThreshold, MecoError, Probe, ProbeMismatch, Threshold
 from agents_jax.tools.meco.identity import reference_state
 from agents_jax.tools.meco.prompts import messages
+from agents_jax.tools.meco.report import _overhead_lines
 
 TOOL = ToolDefinition("add", "Adds numbers.", {"type": "object", "properties": {}})
 
@@ -57,6 +61,77 @@ def test_pre_token_reads_before_any_answer():
     probe(position="pre_token").decide(asked, "question number 2")
     (request,) = [r for r in asked.asked if r.kind == "hidden_states"]
     assert request.continuation == "" and request.positions == (-1,)
+
+
+@pytest.mark.parametrize("position", ["first_token", "pre_token"])
+def test_on_an_engine_the_second_request_reads_the_end_of_the_prompt_only(position, monkeypatch):
+    """Answers of one token each, as real tokenizers have them."""
+    from engine_helpers import engine_of
+    from tiny_model import tiny_model
+
+    from agents_jax.llm.local import LocalModel
+    from agents_jax.tools.meco import answers
+    from agents_jax.tools.meco import probe as module
+    from pangu_jax.inference.hidden_states import hidden_states
+
+    for name, text in (("YES", ("Y",)), ("NO", ("N",))):
+        monkeypatch.setattr(answers, name, text)
+        monkeypatch.setattr(module, name, text)
+    tiny = tiny_model()
+    special = dataclasses.replace(
+        tiny.tokenizer.special, chat_template="{{ messages[-1]['content'] }}"
+    )
+    loaded = tiny._replace(tokenizer=tiny.tokenizer._replace(special=special))
+    engine = engine_of(model=loaded, context_length=512, page_size=32, prefill_tokens=64)
+    made = probe(
+        position=position, layer=-2, direction=np.eye(32, dtype=np.float32)[0],
+        center=np.zeros(32, np.float32), offset=0.0, scale=1.0,
+    )  # fmt: skip
+    with LocalModel(engine) as asked:
+        found = made.decide(asked, "what is it?")
+    question = messages(example(0, False, query="what is it?"))[-1]["content"]
+    ids = tiny.tokenizer.tokenizer.encode(question, add_special_tokens=False).ids
+    answer = tiny.tokenizer.tokenizer.encode("Y" if found.yes else "N").ids
+    text = [*ids, *answer] if position == "first_token" else ids
+    expected = hidden_states(engine.model, engine.weights, [text], layers=[-2], positions=[-1])
+    np.testing.assert_allclose(found.score, expected[0, 0, 0, 0], rtol=1e-4, atol=1e-5)
+    assert found.usage.prompt_tokens == len(ids) + len(text)
+    read = engine.statistics.prompt_tokens - engine.statistics.cached_tokens
+    assert len(ids) > 128 and read - len(ids) <= 3 * 33  # both answers may have been scored apart
+
+
+def test_what_deciding_costs_is_measured_on_prompts_as_new_or_as_known_as_said():
+    """The scripted model sees in which order chats come."""
+    from agents_jax.tools.meco import overhead
+
+    data = example_set(3).examples
+    states = np.zeros((3, len(LAYERS), WIDTH))
+    observed = SimpleNamespace(layers=LAYERS, first_token=states)
+    reader = SimpleNamespace(
+        directions=np.zeros((len(LAYERS), WIDTH)), centers=np.zeros((len(LAYERS), WIDTH))
+    )
+    asked = model()
+    found = overhead.measure(asked, data, reader, observed)
+    assert found.pop("queries") == 3
+    assert set(found) == {
+        "first_token_ms", "first_token_cached_ms", "hidden_state_ms", "hidden_state_cached_ms",
+        "probe_ms",
+    }  # fmt: skip
+    assert all(value > 0 for value in found.values())
+    log = [(r.kind, tuple(m["content"] for m in r.messages)) for r in asked.asked]
+    half = len(log) // 2  # which compiles
+    earlier = {text for _, text in log[:half]}
+    log = log[half:]
+    new, again, unread, after = log[:3], log[3:9], log[9:12], log[12:]
+    assert len({text for _, text in new}) == 3 and not earlier & {text for _, text in new}
+    assert again == [entry for entry in new for _ in range(2)]
+    known = earlier | {text for _, text in new}
+    assert {kind for kind, _ in unread} == {"hidden_states"}
+    assert not known & {text for _, text in unread}
+    assert after[::2] == new and [text for _, text in after[1::2]] == [text for _, text in new]
+    assert {kind for kind, _ in after[1::2]} == {"hidden_states"}
+    text = "\n".join(_overhead_lines({"data_set": "made", "queries": 3, **found}))
+    assert f"{found['hidden_state_ms']:.1f} ms (right after the first token: " in text
 
 
 def test_another_model_and_an_endpoint_are_refused():
