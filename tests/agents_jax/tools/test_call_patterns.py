@@ -112,7 +112,7 @@ def _tools_and_calls(draw):
 
 
 @given(_tools_and_calls(), st.sampled_from(FORMS))
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 def test_what_is_rendered_is_held(given_, form):
     tools, calls = given_
     if not calls:
@@ -123,7 +123,7 @@ def test_what_is_rendered_is_held(given_, form):
 
 @given(st.data(), st.sampled_from(FORMS))
 @settings(
-    max_examples=50,
+    max_examples=25,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # such texts hardly get simpler
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     deadline=None,
