@@ -12,6 +12,7 @@ from pangu_jax.data.wheel import WheelError
 from pangu_jax.inference import Request, SamplingParams
 from pangu_jax.inference.config import EngineConfig
 from pangu_jax.inference.engine import Engine
+from pangu_jax.inference.hidden_states import hidden_states
 from pangu_jax.models import Decoder
 from pangu_jax.weights import load_weights
 
@@ -94,3 +95,19 @@ def test_int8_says_nearly_the_same(model, answers, requests):
         a = np.asarray([x.logprob for x in done.logprobs])
         b = np.asarray([x.logprob for x in rounded.prompt_logprobs])
         assert 0 < np.abs(a - b).mean() < 0.1
+
+
+@pytest.mark.parametrize("weights,close", [("float32", 1e-5), ("int8", 1e-2)])
+def test_hidden_states_over_the_cache_are_those_of_whole_texts(model, requests, weights, close):
+    """Prompts of known pages, read in chunks; int8 rounds activations in each of 30 blocks."""
+    engine = Engine(model, EngineConfig(**{**vars(CONFIG), "weights": weights}))
+    ids = [token for asked in requests for token in asked.prompt_ids]
+    texts = [ids[:count] for count in (len(ids), 32, 17, 1)]
+    ask = dict(layers=(0, 15, -2, -1), positions=[-1], normed=True)
+    expected = hidden_states(engine.model, engine.weights, texts, **ask)
+    for known in (False, True):
+        before = engine.statistics.cached_tokens
+        found = engine.hidden_states(texts, **ask)
+        assert (engine.statistics.cached_tokens - before >= 32 + 16 + 16) or not known
+        scale = np.abs(expected).max(-1, keepdims=True)  # of each text and layer
+        np.testing.assert_allclose(found / scale, expected / scale, atol=close)
