@@ -126,9 +126,14 @@ class Discriminator(nn.Module):
         return mlp(self.score_params, states)[..., 0]
 
     def question_nll(
-        self, scores: Scores, questions: jax.Array, *, train: bool = False
+        self,
+        scores: Scores,
+        questions: jax.Array,
+        mask: jax.Array,
+        *,
+        train: bool = False,
     ) -> jax.Array:
-        """float (B, T): -log p(q_t) (item 1.4.5).
+        """float (B, T): -log p(q_t) (item 1.4.5); 0 where not mask.
 
         shift='fixed' reads steps before t only; the response vector of step t would name the
         question, because each question has response embeddings of its own.
@@ -140,6 +145,7 @@ class Discriminator(nn.Module):
             self.ask_params,
             jnp.concatenate([past, own], -1),
             questions,
+            mask,
             squash=self.config.sigmoid_before_ce,
             rate=self.config.dropout_rate,
             key=self._keys(train)[0],

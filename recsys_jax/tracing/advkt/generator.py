@@ -77,7 +77,7 @@ class Generator(nn.Module):
         )
         weight = self.config.question_loss_weight
         if weight > 0 and self.is_mutable_collection("losses") and not self.is_initializing():
-            nll = self.question_nll(unrolled, batch.questions, train=train)
+            nll = self.question_nll(unrolled, batch.questions, batch.mask, train=train)
             count = jnp.maximum(jnp.sum(batch.mask), 1)
             loss = weight * jnp.sum(jnp.where(batch.mask, nll, 0)) / count
             self.sow("losses", "question", loss)
@@ -145,9 +145,15 @@ class Generator(nn.Module):
         return mlp(self.question_params, features, cfg.dropout_rate, self._dropout_key(train))
 
     def question_nll(
-        self, unrolled: Unrolled, questions: jax.Array, *, train: bool = False
+        self,
+        unrolled: Unrolled,
+        questions: jax.Array,
+        mask: jax.Array,
+        *,
+        train: bool = False,
     ) -> jax.Array:
-        """float (B, T): -log p(q_t) given the state before step t and response t (item 1.3.6)."""
+        """float (B, T): -log p(q_t) given the state before step t and response t (item 1.3.6); 0
+        where not mask."""
         cfg = self.config
         r = unrolled.responses[..., None]
         x = jnp.concatenate([unrolled.states * r, unrolled.states * (1 - r)], -1)
@@ -155,6 +161,7 @@ class Generator(nn.Module):
             self.ask_params,
             x,
             questions,
+            mask,
             squash=cfg.sigmoid_before_ce,
             rate=cfg.dropout_rate,
             key=self._dropout_key(train),

@@ -119,25 +119,31 @@ def class_nll(
     params: list,
     x: jax.Array,
     labels: jax.Array,
+    mask: jax.Array,
     *,
     squash: bool,
     rate: float = 0.0,
     key: jax.Array | None = None,
-    steps: int = 8,
+    chunk: int = 256,
 ) -> jax.Array:
-    """Cross entropy of an MLP's class logits, float (B, T), without all logits in memory at once.
+    """Cross entropy of an MLP's class logits, float (B, T), 0 where not mask.
 
-    x: (B, T, F). labels: int32 (B, T), from 0. squash: the released sigmoid before the softmax.
-    steps: steps whose logits exist at one time; forward and backward.
+    Logits exist for one chunk of steps at a time, forward and backward, and for chunks with real
+    steps only: real ones are brought to the front, since students' lengths differ by far.
+
+    x: (B, T, F). labels: int32 (B, T), from 0. mask: bool (B, T). squash: the released sigmoid
+    before the softmax. chunk: steps whose logits exist at one time.
     """
-    rows, length = labels.shape
-    steps = min(steps, length)
-    pieces = -(-length // steps)
+    real = mask.reshape(-1)
+    order = jnp.argsort(~real, stable=True)
+    count = jnp.sum(real)
+    chunk = min(chunk, real.size)
+    pieces = -(-real.size // chunk)
 
     def cut(array):
-        padding = [(0, 0), (0, pieces * steps - length)] + [(0, 0)] * (array.ndim - 2)
-        array = jnp.pad(array, padding)
-        return jnp.moveaxis(array.reshape(rows, pieces, steps, *array.shape[2:]), 1, 0)
+        array = array.reshape(real.size, *array.shape[2:])[order]
+        padding = [(0, pieces * chunk - real.size)] + [(0, 0)] * (array.ndim - 1)
+        return jnp.pad(array, padding).reshape(pieces, chunk, *array.shape[1:])
 
     @jax.checkpoint
     def piece(inputs):
@@ -145,8 +151,13 @@ def class_nll(
         own = None if key is None else jax.random.fold_in(key, index)
         logits = mlp(params, features, rate, own)
         logits = nn.sigmoid(logits) if squash else logits
-        chosen = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+        chosen = jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
         return nn.logsumexp(logits, -1) - chosen
 
-    nll = jax.lax.map(piece, (cut(x), cut(labels), jnp.arange(pieces)))
-    return jnp.moveaxis(nll, 0, 1).reshape(rows, pieces * steps)[:, :length]
+    def piece_or_nothing(inputs):
+        wanted = inputs[2] * chunk < count
+        return jax.lax.cond(wanted, piece, lambda i: jnp.zeros(chunk, x.dtype), inputs)
+
+    nll = jax.lax.map(piece_or_nothing, (cut(x), cut(labels), jnp.arange(pieces)))
+    nll = jnp.zeros(real.size, nll.dtype).at[order].set(nll.reshape(-1)[: real.size])
+    return jnp.where(mask, nll.reshape(mask.shape), 0)

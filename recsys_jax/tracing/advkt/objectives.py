@@ -63,7 +63,7 @@ class Objectives:
         weight = self.generator.config.question_loss_weight
         if weight > 0:
             nll = self._generator(
-                params, "question_nll", unrolled, batch.questions, key=dropout_key
+                params, "question_nll", unrolled, batch.questions, batch.mask, key=dropout_key
             )
             metrics["question"] = masked_mean(nll, batch.mask)
             loss += weight * metrics["question"]
@@ -189,7 +189,9 @@ class Objectives:
             metrics["short"] = jnp.mean(score(logits))
             loss -= config.short_weight * metrics["short"]
         if config.constraint_weight > 0:
-            nll = self._discriminator(params, "question_nll", real, batch.questions, key=keys["a"])
+            nll = self._discriminator(
+                params, "question_nll", real, batch.questions, batch.mask, key=keys["a"]
+            )
             logits = self._discriminator(params, "response_logits", real, key=keys["a"])
             nll += binary_nll(logits, batch.responses)
             metrics["constraint"] = masked_mean(nll, batch.mask)

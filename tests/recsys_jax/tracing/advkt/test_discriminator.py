@@ -134,7 +134,7 @@ def test_constraint_heads_see_their_targets_only_when_released(shift):
 
     def heads(p, batch, labels):
         scores = model.apply({"params": p}, batch)
-        asked = model.apply({"params": p}, scores, labels, method="question_nll")
+        asked = model.apply({"params": p}, scores, labels, batch.mask, method="question_nll")
         return asked, model.apply({"params": p}, scores, method="response_logits")
 
     call = data.jit(heads)

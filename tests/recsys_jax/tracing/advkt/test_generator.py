@@ -62,7 +62,9 @@ def test_equals_numpy_teacher_forced(divisor, settings_):
         unrolled = model.apply(
             {"params": p}, batch, observed=ones, feedback="threshold", method="unroll"
         )
-        nll = model.apply({"params": p}, unrolled, batch.questions, method="question_nll")
+        nll = model.apply(
+            {"params": p}, unrolled, batch.questions, batch.mask, method="question_nll"
+        )
         return model.apply({"params": p}, batch), unrolled.states, nll
 
     logits, states, nll = in_float64(run, params["generator"], BATCH)
