@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import engine_helpers
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from engine_helpers import engine_of, request, run_schedule
+from engine_helpers import assert_right, request, run_schedule
 from tiny_model import prompt, random_adapter, tiny_model
 
 from pangu_jax.inference import RequestError, programs
@@ -17,10 +18,16 @@ from pangu_jax.models.lora import select
 
 # Around pages of 8 and chunks of 16; 64 fills the context.
 TEXTS = [prompt(n, seed=1) for n in (3, 16, 40, 64, 33)]
-LAYERS = (0, 3, -1, 1)
+LAYERS = (0, 2, -1, 1)
+SMALL = dict(num_layers=2)  # compiles faster
 # Measured, as parts of the largest number: 2e-6 in float32; with int8 weights, where every product
 # rounds activations by 3e-5, 1.2e-4.
 CLOSE = {"float32": 1e-5, "int8": 5e-4}
+
+
+def engine_of(variant="pre_ln", *, model=None, **settings):
+    model = tiny_model(variant, **SMALL) if model is None else model
+    return engine_helpers.engine_of(model=model, **settings)
 
 
 def whole(engine, texts, layers=LAYERS, *, normed=False, adapters=()):
@@ -49,29 +56,25 @@ def asking(name, text, layers=LAYERS, normed=False, **sampling):
 # ------------------------------------------------------------------ requests
 
 
-@pytest.mark.parametrize("variant", ["pre_ln", "dssn_qk_norm"])
-def test_requests_get_the_states_of_their_prompts_whatever_they_ask_beside(variant):
+def test_requests_get_the_states_of_their_prompts_whatever_they_ask_beside():
     """Different layers in one dispatch, with tokens made or none, beside a request without."""
-    engine = engine_of(variant, prefill_tokens=64)
+    engine = engine_of("dssn_qk_norm", prefill_tokens=128)
     asked = [
         asking("a", prompt(9), (1, -2), max_tokens=3),
-        asking("b", prompt(17), (3,), True, max_tokens=0, prompt_logprobs_from=2),
-        asking("c", prompt(50), (-1, 0), max_tokens=5),
-        request("d", prompt(12), max_tokens=2),
+        asking("b", prompt(17), (2,), True, max_tokens=0, prompt_logprobs_from=2),
+        asking("c", prompt(30), (-1, 0), max_tokens=3),
+        request("d", prompt(12), max_tokens=3),
     ]
     done = engine.generate(asked)
-    plain = engine_of(variant, prefill_tokens=64).generate(
-        [request(r.id, r.prompt_ids, max_tokens=r.sampling.max_tokens) for r in asked]
-    )
-    for one, found, expected in zip(asked, done, plain, strict=True):
-        assert found.token_ids == expected.token_ids and expected.hidden is None
+    assert engine.statistics.prefill_dispatches == 1
+    for one, found in zip(asked, done, strict=True):
+        assert_right(one, found, tiny_model("dssn_qk_norm", **SMALL))
         if one.hidden is None:
             assert found.hidden is None
-            continue
-        at = one.hidden
-        states = whole(engine, [one.prompt_ids], at.layers, normed=at.normed)[0]
-        assert_close(found.hidden, states)
-    assert done[1].prompt_logprobs  # not lost beside them
+        else:
+            at = one.hidden
+            expected = whole(engine, [one.prompt_ids], at.layers, normed=at.normed)
+            assert_close(found.hidden, expected[0])
 
 
 @pytest.mark.parametrize("length,cached", [(8, 0), (16, 8), (17, 16), (40, 32), (64, 56)])
@@ -126,7 +129,7 @@ def test_a_cancelled_request_has_no_states():
 
 
 def test_which_layers_are_asked_for_compiles_nothing_new():
-    engine = engine_of(model=tiny_model(num_layers=2))
+    engine = engine_of()
     for number, layers in enumerate([(0,), (1, 2), (-1,), (2, 0, 1)]):
         engine.generate([asking(number, prompt(9), layers, bool(number % 2), max_tokens=0)])
         if number == 0:
@@ -153,10 +156,10 @@ def test_who_does_not_ask_gets_the_program_as_it_was():
     assert seen[-1][1].shape == (engine.model.num_layers + 2, 1, engine.model.hidden_dim)
 
 
-@pytest.mark.parametrize("layers", [(), (4,), (-5,)])
+@pytest.mark.parametrize("layers", [(), (3,), (-4,)])
 def test_layers_that_are_not_there_are_named(layers):
     engine = engine_of()
-    words = rf"Request 'x': layers=\[{', '.join(map(str, layers))}\] .* one of 0 to 3"
+    words = rf"Request 'x': layers=\[{', '.join(map(str, layers))}\] .* one of 0 to 2"
     with pytest.raises(RequestError, match=words):
         engine.generate([asking("x", prompt(5), layers)])
     assert engine.idle
@@ -167,8 +170,7 @@ def test_layers_that_are_not_there_are_named(layers):
 
 @pytest.mark.parametrize("weights", ["float32", "int8"])
 def test_texts_of_mixed_lengths_cold_and_warm_with_and_without_adapters(weights):
-    model = tiny_model()
-    adapter = random_adapter("a", model.config, seed=4)
+    adapter = random_adapter("a", tiny_model(**SMALL).config, seed=4)
     engine = engine_of(weights=weights, adapters=[adapter], num_pages=120)
     for normed, adapters in ((False, ()), (True, (("a", 0.5),))):
         expected = whole(engine, TEXTS, normed=normed, adapters=adapters)
@@ -227,28 +229,24 @@ def test_what_rows_cannot_give_is_read_whole(case):
 
 def test_bfloat16_models_are_read_over_caches_of_their_own_type():
     """float16 keeps more digits, but not the range: such a cache is not used."""
-    for cache, used in (("bfloat16", True), ("float32", True), ("float16", False)):
-        engine = engine_of(weights="bfloat16", cache_dtype=cache, model=_bfloat16())
+    model = tiny_model(**SMALL)
+    model = model._replace(config=dataclasses.replace(model.config, dtype="bfloat16"))
+    for cache, used in (("bfloat16", True), ("float16", False)):
+        engine = engine_of(weights="bfloat16", cache_dtype=cache, model=model)
         found = engine.hidden_states(TEXTS[1:2], [-1], [-1])
         assert bool(engine.statistics.prompt_tokens) == used
         expected = whole(engine, TEXTS[1:2], [-1])
         np.testing.assert_allclose(found[:, :, 0], expected, atol=0.05 * np.abs(expected).max())
 
 
-def _bfloat16():
-    model = tiny_model(num_layers=2)
-    return model._replace(config=dataclasses.replace(model.config, dtype="bfloat16"))
-
-
 def test_no_texts_and_what_is_refused():
-    engine = engine_of(adapters=[random_adapter("a", tiny_model().config, seed=4)])
+    engine = engine_of()
     assert engine.hidden_states([], [0, 1], [-1]).shape == (0, 2, 0, 32)
     for texts, layers, adapters, words in (
         ([TEXTS[0], ()], [1], (), "Text 1 is empty"),
         ([TEXTS[0], (5, 110)], [1], (), "Text 1 holds token 110 .* vocabulary is 0 to 109"),
-        (TEXTS, [4], (), r"^layers=\[4\] must name at least one of 0 to 3"),
-        (TEXTS, [1], (("b", 1.0),), "names adapter 'b'; loaded are: a"),
-        (TEXTS, [1], (("a", float("nan")),), "weight nan"),
+        (TEXTS, [3], (), r"^layers=\[3\] must name at least one of 0 to 2"),
+        (TEXTS, [1], (("b", 1.0),), r"names adapter 'b'; loaded are: \(none\)"),
     ):
         with pytest.raises(RequestError, match=words):
             engine.hidden_states(texts, layers, [-1], adapters=adapters)

@@ -77,7 +77,7 @@ def test_on_an_engine_the_second_request_reads_the_end_of_the_prompt_only(positi
     for name, text in (("YES", ("Y",)), ("NO", ("N",))):
         monkeypatch.setattr(answers, name, text)
         monkeypatch.setattr(module, name, text)
-    tiny = tiny_model()
+    tiny = tiny_model(num_layers=2)
     special = dataclasses.replace(
         tiny.tokenizer.special, chat_template="{{ messages[-1]['content'] }}"
     )
