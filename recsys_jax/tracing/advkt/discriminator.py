@@ -223,21 +223,15 @@ class Discriminator(nn.Module):
             jnp.einsum("btx,hxd->bthd", x, params[name])
             for x, name in ((query, "query"), (past[0], "key"), (past[1], "value"))
         )
-        scores = jnp.einsum("bthd,bshd->bhts", q, k) * scale
         if own is None:
+            scores = jnp.einsum("bthd,bshd->bhts", q, k) * scale
             heads = jnp.einsum("bhts,bshd->bthd", nn.softmax(scores, -1), v)
         else:
             k_own, v_own = (
                 jnp.einsum("btx,hxd->bthd", x, params[name])
                 for x, name in ((own[0], "key"), (own[1], "value"))
             )
-            score_own = jnp.einsum("bthd,bthd->bht", q, k_own) * scale
-            length = query.shape[1]
-            before = jnp.tril(jnp.ones((length, length), bool), -1)
-            scores = jnp.where(before, scores, -jnp.inf)
-            weights = nn.softmax(jnp.concatenate([scores, score_own[..., None]], -1), -1)
-            heads = jnp.einsum("bhts,bshd->bthd", weights[..., :-1], v)
-            heads += jnp.einsum("bht,bthd->bthd", weights[..., -1], v_own)
+            heads = attend_before(q * scale, k, v, k_own, v_own)
         return self._finish(params, heads, key)
 
     def _finish(self, params: Params, heads: jax.Array, key) -> jax.Array:
@@ -273,6 +267,33 @@ class Discriminator(nn.Module):
         if not train or self.config.dropout_rate == 0:
             return (None, None, None)
         return tuple(self.make_rng("dropout") for _ in range(3))
+
+
+def attend_before(
+    q: jax.Array, k: jax.Array, v: jax.Array, k_own: jax.Array, v_own: jax.Array, block: int = 50
+) -> jax.Array:
+    """Attention of each step to the keys of steps before it and to one of its own, all
+    (B, T, H, D), scores not scaled.
+
+    Queries go in blocks, each with the keys up to its end: no scores of later steps are computed,
+    and those of a block stay in a CPU's cache.
+    """
+    length = q.shape[1]
+    out = []
+    for start in range(0, length, block):
+        end = min(start + block, length)
+        own_q = q[:, start:end]
+        before = jnp.arange(end) < jnp.arange(start, end)[:, None]
+        scores = jnp.einsum("bthd,bshd->bhts", own_q, k[:, :end])
+        scores = jnp.where(before, scores, -jnp.inf)
+        score_own = jnp.einsum("bthd,bthd->bht", own_q, k_own[:, start:end])
+        top = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, -1), score_own))
+        weights, weight_own = jnp.exp(scores - top[..., None]), jnp.exp(score_own - top)
+        total = jnp.moveaxis(jnp.sum(weights, -1) + weight_own, 1, 2)[..., None]
+        heads = jnp.einsum("bhts,bshd->bthd", weights, v[:, :end])
+        heads += jnp.moveaxis(weight_own, 1, 2)[..., None] * v_own[:, start:end]
+        out.append(heads / total)
+    return out[0] if len(out) == 1 else jnp.concatenate(out, 1)
 
 
 def _shift(x: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 import pathlib
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import advkt_data as data  # noqa: E402
 import advkt_reference as reference  # noqa: E402
+
+from recsys_jax.tracing.advkt.discriminator import attend_before  # noqa: E402
 
 BATCH = data.make_batch([6, 8, 3], 8)
 PROGRAM, PARAMS = data.make_program(discriminator={"num_heads": 2})
@@ -168,3 +171,27 @@ def test_xavier_attention_is_not_one_hot_but_released_is():
         scores = q @ k.T / np.sqrt(data.DIM)
         largest[init] = np.mean([reference.softmax(row).max() for row in scores])
     assert largest["normal"] > 0.7 and largest["xavier"] < 0.3
+
+
+@pytest.mark.parametrize("block", [1, 3, 7, 50])
+def test_attention_in_blocks_of_queries_is_the_plain_one(block):
+    """Values and gradients of a softmax over the keys before a step and one of its own."""
+    rng = np.random.default_rng(0)
+    arguments = [rng.normal(size=(2, 7, 3, 4)) for _ in range(5)]
+
+    def plain(q, k, v, k_own, v_own):
+        scores = jnp.einsum("bthd,bshd->bhts", q, k)
+        scores = jnp.where(jnp.tril(jnp.ones((7, 7), bool), -1), scores, -jnp.inf)
+        own = jnp.einsum("bthd,bthd->bht", q, k_own)[..., None]
+        weights = jax.nn.softmax(jnp.concatenate([scores, own], -1), -1)
+        heads = jnp.einsum("bhts,bshd->bthd", weights[..., :-1], v)
+        return heads + jnp.einsum("bht,bthd->bthd", weights[..., -1], v_own)
+
+    def value_and_gradients(function, *x):
+        out, pull = jax.vjp(function, *x)
+        return out, pull(jnp.cos(jnp.arange(out.size).reshape(out.shape)))
+
+    with jax.enable_x64():
+        x = [jnp.asarray(a) for a in arguments]
+        found = value_and_gradients(lambda *a: attend_before(*a, block=block), *x)
+        chex.assert_trees_all_close(found, value_and_gradients(plain, *x), rtol=0, atol=1e-12)
