@@ -98,6 +98,8 @@ def _pairs(findings: Findings) -> list[tuple[str, str]]:
         if len(findings.arms[MAIN].rounds) > 1:
             pairs.append((WARM_UP, main))
     pairs += [("few_shot", "zero_shot + forced"), ("zero_shot + forced", WARM_UP)]
+    if main is not None:  # what of tuning is more than the format?
+        pairs += [("zero_shot + forced", main), ("zero_shot + forced", f"{main} + constrained")]
     for last in (GIVEN, *lasts.values()):
         pairs.append((last, f"{last} + adaptive"))
         pairs.append((last, f"{last} + constrained"))
