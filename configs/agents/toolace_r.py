@@ -26,14 +26,14 @@ from pangu_jax.training.sft import SftConfig
 
 _ARM = "docs/toolace_r.md"
 VARIANTS = {
-    "cpu": Variant("two rounds of SmolLM2-135M, split by function", "not measured", _ARM),
+    "cpu": Variant("two rounds of SmolLM2-135M, split by function", "24 to 26 min", _ARM),
     "long": Variant("half as much again of everything", "66 min, busy", _ARM),
     "no_selection": Variant("cpu and an arm that learns from all items", "not measured", _ARM),
-    "random_selection": Variant("cpu and an arm of as many random items", "not measured", _ARM),
-    "no_refinement_data": Variant("cpu and an arm of direct examples only", "not measured", _ARM),
+    "random_selection": Variant("cpu and as many random items", "19 min more, busy", _ARM),
+    "no_refinement_data": Variant("cpu and direct examples only", "17 min more, busy", _ARM),
     "no_kept_correct": Variant("cpu and an arm whose A1 are all wrong", "not measured", _ARM),
     "continued": Variant("cpu and an arm whose rounds go on from each other", "not measured", _ARM),
-    "sft": Variant("cpu and plain tuning on all items", "12 min more, busy", _ARM),
+    "sft": Variant("cpu and plain tuning on all items", "7 min more, busy", _ARM),
     "fixed_refinement": Variant("cpu with fixed numbers of looks up to 5", "not measured", _ARM),
     "live_to_nonlive": Variant("cpu, trained on live items, others tested", "not measured", _ARM),
     "gpu": Variant("live items up to 1,024 tokens, four rounds, all arms", "not measured", _ARM),
