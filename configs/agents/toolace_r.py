@@ -27,7 +27,7 @@ from pangu_jax.training.sft import SftConfig
 _ARM = "docs/toolace_r.md"
 VARIANTS = {
     "cpu": Variant("two rounds of SmolLM2-135M, split by function", "24 to 26 min", _ARM),
-    "long": Variant("half as much again of everything", "66 min, busy", _ARM),
+    "long": Variant("twice the steps, half as many items again", "66 min, busy", _ARM),
     "no_selection": Variant("cpu and an arm that learns from all items", "not measured", _ARM),
     "random_selection": Variant("cpu and as many random items", "19 min more, busy", _ARM),
     "no_refinement_data": Variant("cpu and direct examples only", "17 min more, busy", _ARM),
