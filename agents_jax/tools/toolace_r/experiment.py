@@ -60,7 +60,8 @@ def run(mode: str, config: dict[str, Any], workdir: pathlib.Path, command: list[
     if jax.process_count() > 1:
         raise ValueError("ToolACE-R runs in one process; leave --num_processes out.")
     if experiment.evaluation.constrained:
-        for package in ("llguidance", "jsonschema"):
+        remote = experiment.model.startswith("http")  # its server holds the decoding
+        for package in ("jsonschema",) if remote else ("llguidance", "jsonschema"):
             if importlib.util.find_spec(package) is None:
                 raise ValueError(
                     f"evaluation.constrained needs {package}: pip install "

@@ -19,7 +19,7 @@ from agents_jax.tools import (
     render_calls,
 )
 from agents_jax.tools.bfcl.checker import check
-from agents_jax.tools.bfcl.data import AST_CATEGORIES, load
+from agents_jax.tools.bfcl.data import AST_CATEGORIES, CATEGORIES, load
 from agents_jax.tools.bfcl.gold import gold_calls
 from agents_jax.tools.call_patterns import CallPatternError, call_pattern
 from pangu_jax.data.wheel import WheelError, fetch_member
@@ -257,6 +257,13 @@ def test_gold_answers_of_bfcl(items):
     assert held + breaking + len(other) == len(items) == 2351
     assert breaking < 0.01 * len(items)
     assert len(other) <= 4 and all("{" in text for text in other), other
+
+
+def test_every_item_has_a_pattern(items):
+    """Irrelevance items too, whose functions no gold answer calls; some offer none at all."""
+    for item in load(tuple(name for name in CATEGORIES if name not in AST_CATEGORIES)):
+        tools = read_tools(item.functions, where=item.id)
+        assert re.compile(call_pattern(tools, refusals=[REFUSAL])).fullmatch(REFUSAL)
 
 
 def test_random_answers_of_the_decoder_are_calls(items):

@@ -163,3 +163,18 @@ def test_settings_that_make_no_study_are_named(tmp_path, changes, match):
 def test_other_modes_are_named(tmp_path):
     with pytest.raises(ValueError, match="--mode=serve.*use train"):
         experiment.run("serve", {}, tmp_path, [])
+
+
+def test_without_the_embeddings_the_study_goes_on_and_says_so(monkeypatch, tmp_path, capsys):
+    def unavailable(texts):
+        raise WheelUnavailableError("wordllama is not to be had here")
+
+    monkeypatch.setattr(experiment.embeddings, "embed", unavailable)
+    run = experiment._Run(MecoConfig(), tmp_path)
+    run._check_embeddings()
+    assert not run.config.embeddings
+    assert "wordllama" in run.report["skipped"]["embedding controls"]
+    assert "text embeddings: skipped. wordllama" in capsys.readouterr().out
+    other = experiment._Run(MecoConfig(embeddings=False), tmp_path)
+    other._check_embeddings()  # not asked for: not looked for
+    assert not other.report["skipped"]
