@@ -92,10 +92,11 @@ def write_answers(path: pathlib.Path) -> None:
     np.savez(path, questions=questions, concepts=concept_of[questions], responses=responses)
 
 
-def our_module(model: str):
+def our_module(model: str, shape: dict):
+    """The module of one model for a shape of SHAPES' fields."""
     from recsys_jax.tracing.models import build, model_spec
 
-    shape, values = SHAPES[_SHAPE.value], sizes(model)
+    values = sizes(model)
     if model == "sakt":
         values["max_len"] = shape["length"]
     if model == "akt":
@@ -107,9 +108,9 @@ def our_module(model: str):
     )  # fmt: skip
 
 
-def peer_arguments(model: str) -> dict:
+def peer_arguments(model: str, shape: dict) -> dict:
     """Arguments of pyKT's class."""
-    shape, ours = SHAPES[_SHAPE.value], sizes(model)
+    ours = sizes(model)
     dim, dropout = ours["embedding_dim"], ours["dropout_rate"]
     if model == "dkt":
         return {"num_c": shape["concepts"], "emb_size": dim, "dropout": dropout}
@@ -237,7 +238,7 @@ def serve(model: str) -> None:
     from recsys_jax.tracing.batch import Batch
     from recsys_jax.tracing.models.losses import masked_bce
 
-    module = our_module(model)
+    module = our_module(model, SHAPES[_SHAPE.value])
     with np.load(_DATA.value) as stored:
         answers = [stored[name] for name in ("questions", "concepts", "responses")]
     batches = [
@@ -344,6 +345,7 @@ def timings(side: Side, base: Side) -> dict:
 
 def compare(model: str, scratch: pathlib.Path) -> list[str]:
     """Runs one model on all sides; the names of sides whose numbers do not agree with ours."""
+    shape = SHAPES[_SHAPE.value]
     data, weights = scratch / "answers.npz", scratch / f"{model}.npz"
     if not data.exists():
         write_answers(data)
@@ -355,7 +357,7 @@ def compare(model: str, scratch: pathlib.Path) -> list[str]:
     if _PEER.value:
         peer = [
             _PEER.value, str(ROOT / "benchmarks" / "peers" / "pykt_train_step.py"),
-            f"--model={model}", f"--sizes={json.dumps(peer_arguments(model))}",
+            f"--model={model}", f"--sizes={json.dumps(peer_arguments(model, shape))}",
             f"--batches={data}", f"--optimizer={json.dumps(OPTIMIZER)}", *common,
         ]  # fmt: skip
         sides.append(Side("pykt", peer, scratch))
@@ -394,7 +396,8 @@ def compare(model: str, scratch: pathlib.Path) -> list[str]:
     return differ
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name."""
     try:
         text = subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
@@ -416,7 +419,7 @@ def main(argv):
             {
                 "shape": _SHAPE.value, **SHAPES[_SHAPE.value], "threads": threads(),
                 "rounds": _ROUNDS.value, "python": platform.python_version(),
-                "processor": _processor(), "sizes": {m: sizes(m) for m in _MODELS.value},
+                "processor": processor(), "sizes": {m: sizes(m) for m in _MODELS.value},
             }
         ),
         flush=True,

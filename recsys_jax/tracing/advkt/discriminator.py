@@ -103,22 +103,15 @@ class Discriminator(nn.Module):
     def score_single(
         self, questions: jax.Array, concepts: jax.Array, *, train: bool = False
     ) -> jax.Array:
-        """(M, 2): logits of responses 0 and 1 to questions (M,), concepts (M, C), asked first."""
+        """(M, 2): logits of responses 0 and 1 to questions (M,), concepts (M, C), asked first.
+
+        A first step attends to itself alone, with or without masks: `_alone` is `__call__` there.
+        """
         logits = []
         for response in (0, 1):
-            batch = Batch(
-                questions[:, None],
-                concepts[:, None],
-                jnp.full_like(questions, response)[:, None],
-                jnp.ones_like(questions, bool)[:, None],
-            )
-            if self.config.masks == "fixed":
-                scores = self(batch, train=train)
-            else:
-                rows = 2 * batch.questions + response
-                stream = self._stream(batch.questions, batch.concepts, rows)
-                scores = self._alone(stream, self._keys(train))
-            logits.append(scores.logits[:, 0])
+            rows = 2 * questions + response
+            stream = self._stream(questions[:, None], concepts[:, None], rows[:, None])
+            logits.append(self._alone(stream, self._keys(train)).logits[:, 0])
         return jnp.stack(logits, -1)
 
     def score_state(self, states: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ Letters: B students, T steps.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -26,6 +27,7 @@ from recsys_jax.tracing.advkt.losses import (
     masked_mean,
     reward_of,
 )
+from recsys_jax.tracing.advkt.real_rows import loss_of_real_rows
 from recsys_jax.tracing.advkt.tables import QuestionTables
 from recsys_jax.tracing.advkt.unrolling import Unrolled
 from recsys_jax.tracing.batch import Batch
@@ -54,7 +56,7 @@ class Objectives:
         Parts: 'bce', 'question', and with rl_weight 'policy', 'value', 'reward' (means over
         steps) and 'generated_right' (share of right responses on random walks).
         """
-        config = self.config
+        config, params = self.config, _alone(params, "generator")
         feed_key, cut_key, walk_key, dropout_key = jax.random.split(key, 4)
         observed = self._observed(batch, cut_key)
         unrolled = self._unroll(params, batch, observed, feed_key, dropout_key)
@@ -69,36 +71,41 @@ class Objectives:
             loss += weight * metrics["question"]
         if config.rl_weight > 0:
             if config.policy_on == "walks":
-                policy, value, further = self.reinforce(params, batch, tables, walk_key)
+                both, further = self.reinforce(params, batch, tables, walk_key)
             elif config.supervision == "random_prefix":
                 # The roll-out above is one of continuations already.
-                policy, value, further = self._actor_critic(params, batch, unrolled, ~observed)
+                both, further = self._actor_critic(params, batch, unrolled, ~observed)
             else:
-                policy, value, further = self.reinforce_continuations(params, batch, walk_key)
-            loss += config.rl_weight * (policy + value)
-            metrics |= {"policy": policy, "value": value, **further}
+                both, further = self.reinforce_continuations(params, batch, walk_key)
+            loss += config.rl_weight * both
+            metrics |= further
         return loss, metrics
 
     def reinforce(
         self, params: Params, batch: Batch, tables: QuestionTables, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        """Policy loss, value loss and metrics on fresh random walks (spec 1.7)."""
+    ) -> Loss:
+        """Policy and value loss on fresh random walks (spec 1.7), and metrics."""
         walk_key, sample_key, dropout_key = jax.random.split(key, 3)
-        walks = self.walks(batch, tables, walk_key)
-        observed = jnp.zeros_like(walks.mask)
-        unrolled = self._unroll(params, walks, observed, sample_key, dropout_key)
-        return self._actor_critic(params, walks, unrolled, ~observed)
 
-    def reinforce_continuations(
-        self, params: Params, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        def loss(own: Params, walks: Batch) -> Loss:
+            both = params | {"generator": own}
+            observed = jnp.zeros_like(walks.mask)
+            unrolled = self._unroll(both, walks, observed, sample_key, dropout_key)
+            return self._actor_critic(both, walks, unrolled, ~observed)
+
+        walks = self.walks(batch, tables, walk_key)
+        return loss_of_real_rows(loss, params["generator"], walks)
+
+    def reinforce_continuations(self, params: Params, batch: Batch, key: jax.Array) -> Loss:
         """As `reinforce`, on students' own questions after a uniform cut (ours)."""
         cut_key, sample_key, dropout_key = jax.random.split(key, 3)
-        observed = _prefix(batch, cut_key)
+        observed = observed_prefix(batch, cut_key)
         unrolled = self._unroll(params, batch, observed, sample_key, dropout_key)
         return self._actor_critic(params, batch, unrolled, ~observed)
 
-    def _actor_critic(self, params: Params, asked: Batch, unrolled: Unrolled, own: jax.Array):
+    def _actor_critic(
+        self, params: Params, asked: Batch, unrolled: Unrolled, own: jax.Array
+    ) -> Loss:
         """own: bool (B, T), steps whose response is the generator's."""
         config, mask = self.config, asked.mask & own
         answered = asked._replace(responses=unrolled.responses.astype(jnp.int32))
@@ -116,11 +123,12 @@ class Objectives:
             terminal=config.terminal,
             normalize=config.normalize_advantages,
         )
-        metrics = {
+        return policy + value, {
+            "policy": policy,
+            "value": value,
             "reward": masked_mean(rewards, mask),
             "generated_right": masked_mean(unrolled.responses, mask),
         }
-        return policy, value, metrics
 
     def rewards(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """Reward (B, T) of each response and the states (B, T, 3 D), constant to
@@ -140,53 +148,45 @@ class Objectives:
         are not left out), 'flip_accuracy' (share of steps whose true response scores higher),
         'gradient_penalty', 'constraint'.
         """
-        config = self.config
+        config, params = self.config, _alone(params, "discriminator")
         names = ("augment", "walk", "sample", "gp_generated", "gp_flipped", *"abcde")
         keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
-        score = nn.sigmoid
         real = self._discriminator(params, "__call__", batch, key=keys["a"])
-        metrics = {"real": masked_mean(score(real.logits), batch.mask)}
-        positives = [(score(real.logits), batch.mask, 1.0)]
-        negatives, penalty = [], 0.0
-        loss = jnp.zeros(())
+        total, count = _scores(real.logits, batch.mask)
+        metrics = {"real": total / jnp.maximum(count, 1)}
+        loss, penalty = jnp.zeros(()), jnp.zeros(())
         if config.augmented_weight > 0:
+            weight = config.augmented_weight
             views = self.views(batch, tables, keys["augment"])
             augmented = self._discriminator(params, "__call__", views, key=keys["b"])
-            positives.append((score(augmented.logits), views.mask, config.augmented_weight))
-            metrics["augmented"] = masked_mean(score(augmented.logits), views.mask)
-            loss -= config.augmented_weight * (metrics["real"] - metrics["augmented"])
-        rows = compact(real.states, batch.mask)
-        if config.generated_weight > 0:
-            answered, own = self.generated(params, batch, tables, keys["walk"], keys["sample"])
-            made = self._discriminator(params, "__call__", answered, key=keys["c"])
-            negatives.append((score(made.logits), own, config.generated_weight))
-            metrics["generated"] = masked_mean(score(made.logits), own)
-            if config.gp_weight > 0:
-                penalty += gradient_penalty(
-                    lambda s: self._discriminator(params, "score_state", s),
-                    keys["gp_generated"],
-                    rows,
-                    compact(made.states, own),
-                )
+            more, steps = _scores(augmented.logits, views.mask)
+            metrics["augmented"] = more / jnp.maximum(steps, 1)
+            loss -= weight * (metrics["real"] - metrics["augmented"])
+            total, count = total + weight * more, count + weight * steps
+        loss -= total / jnp.maximum(count, 1e-9)
+        states = compact(real.states, batch.mask)
+        flips = config.flip_weight * jnp.sum(batch.mask)
+        asked, observed = self._asked(batch, tables, keys["walk"])
+        answers = config.generated_weight * jnp.sum(asked.mask & ~observed)
+        share = 1 / jnp.maximum(flips + answers, 1e-9)  # of a score in the mean of both
         if config.flip_weight > 0:
             flipped = self._discriminator(params, "score_flipped", batch, key=keys["d"])
-            negatives.append((score(flipped.logits), batch.mask, config.flip_weight))
-            metrics["flipped"] = masked_mean(score(flipped.logits), batch.mask)
+            total, count = _scores(flipped.logits, batch.mask)
+            loss += config.flip_weight * share * total
+            metrics["flipped"] = total / jnp.maximum(count, 1)
             metrics["flip_accuracy"] = masked_mean(real.logits > flipped.logits, batch.mask)
-            if config.gp_weight > 0:
-                penalty += gradient_penalty(
-                    lambda s: self._discriminator(params, "score_state", s),
-                    keys["gp_flipped"],
-                    rows,
-                    compact(flipped.states, batch.mask),
-                )
-        loss -= _pooled_mean(positives) - _pooled_mean(negatives)
+            penalty = self._penalty(params, keys["gp_flipped"], states, flipped.states, batch.mask)
+            loss += config.gp_weight * penalty
+        if config.generated_weight > 0:
+            more, further = self._generated_loss(params, asked, observed, states, share, keys)
+            loss, penalty = loss + more, penalty + further.pop("penalty")
+            metrics |= further
         if config.short_weight > 0:
             questions = jnp.arange(1, self.discriminator.config.num_questions + 1)
             logits = self._discriminator(
                 params, "score_single", questions, tables.concepts[1:], key=keys["e"]
             )
-            metrics["short"] = jnp.mean(score(logits))
+            metrics["short"] = jnp.mean(nn.sigmoid(logits))
             loss -= config.short_weight * metrics["short"]
         if config.constraint_weight > 0:
             nll = self._discriminator(
@@ -197,9 +197,40 @@ class Objectives:
             metrics["constraint"] = masked_mean(nll, batch.mask)
             loss += config.constraint_weight * metrics["constraint"]
         if config.gp_weight > 0:
-            metrics["gradient_penalty"] = jnp.asarray(penalty)
-            loss += config.gp_weight * penalty
+            metrics["gradient_penalty"] = penalty
         return loss, metrics
+
+    def _generated_loss(
+        self, params: Params, asked: Batch, observed: jax.Array, states, share: jax.Array, keys
+    ) -> Loss:
+        """Weighted scores of generated responses and their gradient penalty; both as metrics.
+
+        states: true ones, from `compact`. share: of one score in the mean of the negatives.
+        """
+        config, (real, count) = self.config, states
+
+        def loss(values, asked: Batch) -> Loss:
+            own, real = values
+            both = params | {"discriminator": own}
+            hidden = observed[: asked.mask.shape[0]]
+            answered, mask = self.generated(both, asked, hidden, keys["sample"])
+            made = self._discriminator(both, "__call__", answered, key=keys["c"])
+            penalty = self._penalty(both, keys["gp_generated"], (real, count), made.states, mask)
+            total, steps = _scores(made.logits, mask)
+            value = config.generated_weight * share * total + config.gp_weight * penalty
+            return value, {"generated": total / jnp.maximum(steps, 1), "penalty": penalty}
+
+        values = params["discriminator"], real
+        if config.policy_on == "walks":
+            return loss_of_real_rows(loss, values, asked)
+        return loss(values, asked)
+
+    def _penalty(self, params, key, rows, states: jax.Array, mask: jax.Array) -> jax.Array:
+        """Gradient penalty between rows of true states (from `compact`) and other states."""
+        if not self.config.gp_weight > 0:
+            return jnp.zeros(())
+        score = functools.partial(self._discriminator, params, "score_state")
+        return gradient_penalty(score, key, rows, compact(states, mask))
 
     # Data for the losses
 
@@ -217,6 +248,16 @@ class Objectives:
         )
         return jax.tree.map(lambda *x: jnp.concatenate(x), *views)
 
+    def _asked(
+        self, batch: Batch, tables: QuestionTables, key: jax.Array
+    ) -> tuple[Batch, jax.Array]:
+        """What the generator is to answer, and bool (B, T), steps that it is shown: random walks,
+        or the batch after a cut (`policy_on`)."""
+        if self.config.policy_on == "walks":
+            walks = self.walks(batch, tables, key)
+            return walks, jnp.zeros_like(walks.mask)
+        return batch, observed_prefix(batch, key)
+
     def walks(self, batch: Batch, tables: QuestionTables, key: jax.Array) -> Batch:
         """Random walks that go with a batch: max(steps // step_share, 1) of them are real."""
         config = self.config
@@ -229,21 +270,11 @@ class Objectives:
         return augment.random_walks(key, tables, most, length, least, active)
 
     def generated(
-        self,
-        params: Params,
-        batch: Batch,
-        tables: QuestionTables,
-        walk_key: jax.Array,
-        sample_key: jax.Array,
+        self, params: Params, asked: Batch, observed: jax.Array, key: jax.Array
     ) -> tuple[Batch, jax.Array]:
-        """Sequences answered by the generator, constant to differentiation, and bool (B, T): the
-        steps whose response is its own. Random walks, or continuations (`policy_on`)."""
-        if self.config.policy_on == "walks":
-            asked = self.walks(batch, tables, walk_key)
-            observed = jnp.zeros_like(asked.mask)
-        else:
-            asked, observed = batch, _prefix(batch, walk_key)
-        unrolled = self._unroll(params, asked, observed, sample_key, None)
+        """A batch answered by the generator where not observed, constant to differentiation, and
+        bool (B, T): the steps whose response is its own."""
+        unrolled = self._unroll(params, asked, observed, key, None)
         responses = jax.lax.stop_gradient(unrolled.responses).astype(jnp.int32)
         answered = asked._replace(responses=jnp.where(asked.mask, responses, 0))
         return answered, asked.mask & ~observed
@@ -253,7 +284,7 @@ class Objectives:
             return jnp.ones_like(batch.mask)
         if self.config.supervision == "own":
             return jnp.zeros_like(batch.mask)
-        return _prefix(batch, key)
+        return observed_prefix(batch, key)
 
     def _unroll(self, params, batch, observed, key, dropout_key) -> Unrolled:
         return self._generator(
@@ -270,7 +301,12 @@ class Objectives:
         return _apply(self.discriminator, params["discriminator"], method, args, kwargs, key)
 
 
-def _prefix(batch: Batch, key: jax.Array) -> jax.Array:
+def _alone(params: Params, name: str) -> Params:
+    """Both networks' parameters, the other network's constant to differentiation."""
+    return jax.lax.stop_gradient(params) | {name: params[name]}
+
+
+def observed_prefix(batch: Batch, key: jax.Array) -> jax.Array:
     """bool (B, T): steps before a cut that is uniform between 0 and a student's length."""
     draw = uniforms(key, batch.mask.shape[0], 1)
     cut = choose(draw, jnp.sum(batch.mask, -1, keepdims=True) + 1)
@@ -284,8 +320,6 @@ def _apply(module: nn.Module, params, method: str, args, kwargs, key):
     return module.apply({"params": params}, *args, method=method, rngs=rngs, **kwargs)
 
 
-def _pooled_mean(parts: list[tuple[jax.Array, jax.Array, float]]) -> jax.Array:
-    """Mean over all real steps of (score, mask, weight of its steps); 0 without parts."""
-    total = sum(weight * jnp.sum(jnp.where(mask, x, 0)) for x, mask, weight in parts)
-    count = sum(weight * jnp.sum(mask) for _, mask, weight in parts)
-    return total / jnp.maximum(count, 1e-9)
+def _scores(logits: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sum of the scores of the real steps, and how many they are."""
+    return jnp.sum(jnp.where(mask, nn.sigmoid(logits), 0)), jnp.sum(mask)

@@ -1,5 +1,6 @@
 """Rewards, advantages, penalty and both losses: against NumPy, and what they must not depend on."""
 
+import functools
 import pathlib
 import sys
 
@@ -10,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys_jax.tracing.advkt import losses
+from recsys_jax.tracing.advkt import losses, real_rows, unrolling
+from recsys_jax.tracing.advkt.objectives import observed_prefix
+from recsys_jax.tracing.advkt.real_rows import loss_of_real_rows
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import advkt_data as data  # noqa: E402
@@ -204,7 +207,7 @@ def test_discriminator_loss_is_the_sum_of_its_terms():
         )
     )
     views = objectives.views(BATCH, TABLES, keys["augment"])
-    _, own = data.jit(objectives.generated)(PARAMS, BATCH, TABLES, keys["walk"], keys["sample"])
+    own = objectives.walks(BATCH, TABLES, keys["walk"]).mask
     n, n_aug, n_gen = (float(x.sum()) for x in (BATCH.mask, views.mask, own))
     positive = (n * m["real"] + n_aug * m["augmented"]) / (n + n_aug)
     negative = (n * m["flipped"] + n_gen * m["generated"]) / (n + n_gen)
@@ -247,11 +250,10 @@ def test_padding_of_walks_changes_no_reward_and_no_loss():
         object.__setattr__(objectives, "walks", lambda *_: batch)
         return objectives.reinforce(PARAMS, batch, TABLES, jax.random.key(0))
 
-    policy, value, metrics = reinforce(walks)
-    padded = reinforce(data.pad(walks, 5))
-    np.testing.assert_allclose(policy, padded[0], rtol=1e-4)
-    np.testing.assert_allclose(value, padded[1], rtol=1e-4)
-    np.testing.assert_allclose(metrics["reward"], padded[2]["reward"], rtol=1e-5)
+    _, metrics = reinforce(walks)
+    _, padded = reinforce(data.pad(walks, 5))
+    for name, tolerance in (("policy", 1e-4), ("value", 1e-4), ("reward", 1e-5)):
+        np.testing.assert_allclose(metrics[name], padded[name], rtol=tolerance)
 
 
 def test_continuations_keep_what_was_observed():
@@ -261,7 +263,8 @@ def test_continuations_keep_what_was_observed():
     cuts = set()
     for seed in range(12):
         key = jax.random.key(seed)
-        answered, own = data.jit(objectives.generated)(PARAMS, BATCH, TABLES, key, key)
+        observed = observed_prefix(BATCH, key)
+        answered, own = data.jit(objectives.generated)(PARAMS, BATCH, observed, key)
         np.testing.assert_array_equal(answered.questions, BATCH.questions)
         kept = np.asarray(BATCH.mask & ~own)
         np.testing.assert_array_equal(
@@ -335,6 +338,53 @@ def test_supervision_decides_what_is_observed(supervision):
         assert len(counts) == 9 and counts.min() > 15
     else:
         assert (seen == (supervision == "true")).all()
+
+
+@pytest.mark.parametrize("real", range(8))
+def test_padding_rows_are_left_out_of_a_batch(real):
+    batch = data.make_batch([5] * 7, 5, seed=1)
+    mask = batch.mask & (jnp.arange(7) < real)[:, None]
+    batch = batch._replace(mask=mask)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def run(weight):
+        def loss(weight, rows):
+            kept = jnp.where(rows.mask, jnp.sin(weight * rows.questions), 0)
+            return jnp.sum(kept), jnp.full((), rows.mask.shape[0])
+
+        value, rows = loss_of_real_rows(loss, weight, batch)
+        return 2 * value, rows
+
+    (total, rows), slope = run(0.3)
+    q = np.asarray(batch.questions, np.float64)
+    want = 2 * np.sum(np.sin(0.3 * q) * mask), 2 * np.sum(q * np.cos(0.3 * q) * mask)
+    np.testing.assert_allclose((total, slope), want, rtol=1e-5, atol=1e-5)
+    assert rows == (3 if real <= 3 else 5 if real <= 5 else 7)
+
+
+def test_fewer_rows_of_walks_change_no_gradient(monkeypatch):
+    """Walks of which most are padding: loss and gradients are those of all rows at once, for
+    both networks. Responses are fed back by threshold, since samples depend on the shape."""
+    monkeypatch.setattr(unrolling, "_feed", lambda _, logit, __: (logit > 0).astype(logit.dtype))
+    settings_ = {"step_share": 2, "walk_rows": None, "augmented_weight": 0.0}
+    program, _ = data.make_program(**settings_)
+    key = jax.random.key(3)
+    walks = program.objectives.walks(BATCH, TABLES, key)
+    assert walks.mask.shape[0] == 12 and np.asarray(walks.mask.any(-1)).sum() == 8
+
+    def run(name):
+        function = getattr(program.objectives, f"{name}_loss")
+        return data.jit(jax.value_and_grad(lambda p: function(p, BATCH, TABLES, key)[0]))(PARAMS)
+
+    parts = {name: run(name) for name in ("generator", "discriminator")}
+    monkeypatch.setattr(real_rows, "PARTS", 1)
+    for name, (loss, grads) in parts.items():
+        whole, slopes = run(name)
+        np.testing.assert_allclose(loss, whole, rtol=1e-5)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), grads, slopes
+        )
 
 
 def test_walks_go_with_the_batch():
