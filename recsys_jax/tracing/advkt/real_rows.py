@@ -15,20 +15,23 @@ import jax.numpy as jnp
 from recsys_jax.tracing.batch import Batch
 
 PARTS = 3
+# Each part is compiled by itself: not for the few rows of small batches.
+MIN_ROWS = 16
 
 
 def loss_of_real_rows(
     loss: Callable[[Any, Batch], tuple[jax.Array, Any]], values: Any, batch: Batch
 ) -> tuple[jax.Array, Any]:
     """loss(values, batch) -> (scalar, aux), computed on a third, two thirds or all of the rows:
-    the fewest that hold the real ones, which must come first.
+    the fewest that hold the real ones, which must come first. A small batch is not cut so finely.
 
     Gradients reach `values` alone, and through the scalar alone; whatever else `loss` closes over
     must be constant. What padding rows would do must not matter to `loss`, and its aux must have
     the same shapes whatever the rows.
     """
     most = batch.mask.shape[0]
-    sizes = sorted({-(-most * part // PARTS) for part in range(1, PARTS + 1)})
+    parts = max(1, min(PARTS, most // MIN_ROWS))
+    sizes = sorted({-(-most * part // parts) for part in range(1, parts + 1)})
 
     def chosen(fn: Callable[[Any, Batch], Any], values, batch):
         def first(size: int):

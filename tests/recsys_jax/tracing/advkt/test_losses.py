@@ -341,7 +341,8 @@ def test_supervision_decides_what_is_observed(supervision):
 
 
 @pytest.mark.parametrize("real", range(8))
-def test_padding_rows_are_left_out_of_a_batch(real):
+def test_padding_rows_are_left_out_of_a_batch(real, monkeypatch):
+    monkeypatch.setattr(real_rows, "MIN_ROWS", 1)
     batch = data.make_batch([5] * 7, 5, seed=1)
     mask = batch.mask & (jnp.arange(7) < real)[:, None]
     batch = batch._replace(mask=mask)
@@ -366,6 +367,7 @@ def test_padding_rows_are_left_out_of_a_batch(real):
 def test_fewer_rows_of_walks_change_no_gradient(monkeypatch):
     """Walks of which most are padding: loss and gradients are those of all rows at once, for
     both networks. Responses are fed back by threshold, since samples depend on the shape."""
+    monkeypatch.setattr(real_rows, "MIN_ROWS", 1)
     monkeypatch.setattr(unrolling, "_feed", lambda _, logit, __: (logit > 0).astype(logit.dtype))
     settings_ = {"step_share": 2, "walk_rows": None, "augmented_weight": 0.0}
     program, _ = data.make_program(**settings_)
