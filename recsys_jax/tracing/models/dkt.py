@@ -59,7 +59,8 @@ class DKT(nn.Module):
 
     def states(self, batch: Batch) -> jax.Array:
         """The hidden state before each step, (B, T, H)."""
-        answers = (batch.questions, batch.concepts, batch.responses)
+        # Steps first, as the recurrence wants the gates, which are much larger than the ids.
+        answers = (x.swapaxes(0, 1) for x in (batch.questions, batch.concepts, batch.responses))
         gates = self.interactions.projected(self.lstm.kernel, *answers) + self.lstm.bias
         return self.lstm.states_before(gates)
 
