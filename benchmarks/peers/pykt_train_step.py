@@ -8,39 +8,21 @@ Prints one RESULT line after the warm-up steps, then one per line on its input, 
 to time. With a negative number, passes without gradients in evaluation mode are timed instead.
 """
 
-import argparse
-import importlib.metadata
-import json
-import os
-import sys
-import types
+import pykt_side
+from timed_turns import answer_turns, tell, warm_up
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--model", choices=("dkt", "sakt", "akt"), required=True)
-parser.add_argument("--sizes", required=True, help="JSON: arguments of pyKT's class.")
+parser = pykt_side.parser()
 parser.add_argument("--batches", required=True, help="npz: questions, concepts, responses.")
 parser.add_argument("--weights", required=True, help="npz: state dict by pyKT's names.")
-parser.add_argument("--optimizer", required=True, help="JSON: arguments of torch.optim.Adam.")
 parser.add_argument("--compile", action="store_true")
-parser.add_argument("--threads", type=int, required=True)
 parser.add_argument("--warm_up", type=int, required=True)
 arguments = parser.parse_args()
-if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
-
-# pyKT imports its experiment logger in places that a training step never reaches.
-sys.modules.setdefault("wandb", types.ModuleType("wandb"))
+model = pykt_side.build(arguments)
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from pykt.models.akt import AKT  # noqa: E402
-from pykt.models.dkt import DKT  # noqa: E402
-from pykt.models.sakt import SAKT  # noqa: E402
 from pykt.models.train_model import model_forward  # noqa: E402
-from timed_turns import answer_turns, tell, warm_up  # noqa: E402
 
-torch.set_num_threads(arguments.threads)
-model = {"dkt": DKT, "sakt": SAKT, "akt": AKT}[arguments.model](**json.loads(arguments.sizes))
 with np.load(arguments.weights) as stored:
     state = model.state_dict()
     for name in stored.files:
@@ -63,8 +45,7 @@ def batch_of(index):
 
 
 batches = [batch_of(index) for index in range(len(arrays["questions"]))]
-# One kernel over all parameters: the fastest of PyTorch's Adams on a CPU. pyKT takes the default.
-optimizer = torch.optim.Adam(model.parameters(), fused=True, **json.loads(arguments.optimizer))
+optimizer = pykt_side.build_optimizer(arguments, model)
 model.eval()
 check = model_forward(model, batches[0])
 check.backward()
@@ -100,8 +81,7 @@ def evaluate():
 losses, first = warm_up(train_step, arguments.warm_up)
 tell(
     {
-        "versions": f"torch {torch.__version__}, "
-        f"pykt-toolkit {importlib.metadata.version('pykt-toolkit')}",
+        "versions": pykt_side.versions(),
         "parameters": parameters,
         "parameters_with_gradient": used,
         "check_loss": check.item(),
