@@ -38,6 +38,7 @@ NAMES = {
     "rasch": "n: advkt_plus",
     "question mean": "question mean (floor)",
     "student x question": "student x question (floor)",
+    "c_question_loss": "c: b and question loss",
 }
 """What a model of a report is called, in the order of the legend; others are not drawn."""
 _STYLES = model_styles(list(dict.fromkeys(NAMES.values())))
