@@ -56,7 +56,7 @@ class Objectives:
         Parts: 'bce', 'question', and with rl_weight 'policy', 'value', 'reward' (means over
         steps) and 'generated_right' (share of right responses on random walks).
         """
-        config, params = self.config, _alone(params, "generator")
+        config, params = self.config, _learning(params, "generator")
         feed_key, cut_key, walk_key, dropout_key = jax.random.split(key, 4)
         observed = self._observed(batch, cut_key)
         unrolled = self._unroll(params, batch, observed, feed_key, dropout_key)
@@ -148,7 +148,7 @@ class Objectives:
         are not left out), 'flip_accuracy' (share of steps whose true response scores higher),
         'gradient_penalty', 'constraint'.
         """
-        config, params = self.config, _alone(params, "discriminator")
+        config, params = self.config, _learning(params, "discriminator")
         names = ("augment", "walk", "sample", "gp_generated", "gp_flipped", *"abcde")
         keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
         real = self._discriminator(params, "__call__", batch, key=keys["a"])
@@ -301,7 +301,7 @@ class Objectives:
         return _apply(self.discriminator, params["discriminator"], method, args, kwargs, key)
 
 
-def _alone(params: Params, name: str) -> Params:
+def _learning(params: Params, name: str) -> Params:
     """Both networks' parameters, the other network's constant to differentiation."""
     return jax.lax.stop_gradient(params) | {name: params[name]}
 
