@@ -14,6 +14,10 @@ from pangu_jax.weights.errors import WeightsError
 
 PANGU = "PanguEmbeddedForCausalLM"
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", PANGU)
+# For a config.json that was written without a model and so names no architecture.
+_OF_MODEL_TYPE = dict(zip(("llama", "qwen2", "qwen3", "PanguEmbedded"), ARCHITECTURES, strict=True))
+# What transformers takes where a Qwen3 config.json leaves out head_dim, whatever the hidden size.
+_QWEN3_HEAD_DIM = 128
 
 _LAYER = "model.layers.{}."
 _COMMON = {
@@ -59,28 +63,50 @@ def config_from_hf(values: Mapping[str, Any], source: str) -> DecoderConfig:
     Raises:
       WeightsError: unknown architecture, a missing key, or a feature that this decoder lacks.
     """
-    named = values.get("architectures") or ["(none)"]
+    named = values.get("architectures") or [_OF_MODEL_TYPE.get(values.get("model_type"), "(none)")]
     architecture = named[0]
     if architecture not in ARCHITECTURES:
         raise WeightsError(
             f"{source}: architecture {architecture!r} is unknown; read are "
             f"{', '.join(ARCHITECTURES)}."
         )
+    _check_features(values, source)
+    try:
+        return _config(values, source, architecture)
+    except ModelConfigError as error:
+        raise WeightsError(f"{source}: {error}") from error
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{source}: a value has the wrong type ({error}).") from error
 
+
+def _check_features(values, source) -> None:
+    """Refuses what would be another model here; keys that only training reads are left alone."""
+    if values.get("hidden_act", "silu") != "silu":
+        _refuse(source, "hidden_act", values["hidden_act"], "'silu'")
+    # sliding_window and max_window_layers alone mean nothing: Qwen2 writes them and turns them off.
+    for key in ("mlp_bias", "use_sliding_window"):
+        if values.get(key):
+            _refuse(source, key, values[key], "false")
+    kinds = values.get("layer_types") or ()
+    strange = sorted({str(kind) for kind in kinds} - {"full_attention"})
+    if strange:
+        _refuse(source, "layer_types", strange, "'full_attention' in every layer")
+    if values.get("quantization_config"):
+        _refuse(source, "quantization_config", "(present)", "unquantised tensors")
+
+
+def _config(values, source, architecture) -> DecoderConfig:
     def need(key):
         if values.get(key) is None:
             raise WeightsError(f"{source} lacks the key {key!r}.")
         return values[key]
 
-    if values.get("hidden_act", "silu") != "silu":
-        _refuse(source, "hidden_act", values["hidden_act"], "'silu'")
-    for key in ("mlp_bias", "use_sliding_window"):
-        if values.get(key):
-            _refuse(source, key, values[key], "false")
-    if values.get("quantization_config"):
-        _refuse(source, "quantization_config", "(present)", "unquantised tensors")
     heads = need("num_attention_heads")
-    pangu = architecture == PANGU
+    pangu, qwen2, qwen3 = (
+        architecture == name for name in (PANGU, "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+    )
     bias = bool(values.get("attention_bias", False) or (pangu and values.get("bias", False)))
     sandwich = pangu and bool(values.get("sandwich_norm", False))
     own = values.get("pangu_jax")
@@ -88,31 +114,29 @@ def config_from_hf(values: Mapping[str, Any], source: str) -> DecoderConfig:
     if own.get("norm_scheme", "pre_ln") == "pre_ln" or not sandwich:
         # Sandwich and DSSN differ in how they start, not in what they compute.
         own["norm_scheme"] = "dssn" if sandwich else "pre_ln"
-    if "embedding_std" not in own and "initializer_range" in values:
+    if "embedding_std" not in own and values.get("initializer_range") is not None:
         own["embedding_std"] = float(values["initializer_range"])
+    head_dim = values.get("head_dim") or (
+        _QWEN3_HEAD_DIM if qwen3 else need("hidden_size") // heads
+    )
     base, scaling = _rope(values, source)
-    try:
-        return DecoderConfig(
-            vocab_size=need("vocab_size"),
-            num_layers=need("num_hidden_layers"),
-            hidden_dim=need("hidden_size"),
-            mlp_dim=need("intermediate_size"),
-            num_heads=heads,
-            num_kv_heads=values.get("num_key_value_heads") or heads,
-            head_dim=values.get("head_dim") or need("hidden_size") // heads,
-            norm_eps=float(need("rms_norm_eps")),
-            rope_base=base,
-            rope_scaling=scaling,
-            qkv_bias=bias or architecture == "Qwen2ForCausalLM",
-            out_bias=bias and architecture != "Qwen2ForCausalLM",
-            qk_norm=architecture == "Qwen3ForCausalLM",
-            tie_embeddings=bool(values.get("tie_word_embeddings", False)),
-            **({"init": "traditional"} | own),
-        )
-    except TypeError as error:
-        raise WeightsError(f"{source}: a value has the wrong type ({error}).") from error
-    except ModelConfigError as error:
-        raise WeightsError(f"{source}: {error}") from error
+    return DecoderConfig(
+        vocab_size=need("vocab_size"),
+        num_layers=need("num_hidden_layers"),
+        hidden_dim=need("hidden_size"),
+        mlp_dim=need("intermediate_size"),
+        num_heads=heads,
+        num_kv_heads=values.get("num_key_value_heads") or heads,
+        head_dim=head_dim,
+        norm_eps=float(need("rms_norm_eps")),
+        rope_base=base,
+        rope_scaling=scaling,
+        qkv_bias=bias or qwen2,
+        out_bias=bias and not qwen2,
+        qk_norm=qwen3,
+        tie_embeddings=bool(values.get("tie_word_embeddings", False)),
+        **({"init": "traditional"} | own),
+    )
 
 
 def config_to_hf(config: DecoderConfig, *, dtype: str, max_length: int) -> dict[str, Any]:
@@ -177,15 +201,21 @@ def config_to_hf(config: DecoderConfig, *, dtype: str, max_length: int) -> dict[
 def _rope(values, source) -> tuple[float, RopeScaling | None]:
     """Both spellings: rope_theta beside rope_scaling, or one group rope_parameters."""
     group = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(group, Mapping) or any(isinstance(each, Mapping) for each in group.values()):
+        _refuse(source, "rope_parameters", group, "one group of settings for all layers")
+    share = group.get("partial_rotary_factor") or values.get("partial_rotary_factor") or 1
+    if share != 1:
+        _refuse(source, "partial_rotary_factor", share, "1")
+    base = values.get("rope_theta") or group.get("rope_theta")
     # Directories older than the key mean the base of RoFormer.
-    base = values.get("rope_theta", group.get("rope_theta", 10_000.0))
+    base = 10_000.0 if base is None else float(base)
     kind = group.get("rope_type", group.get("type", "default"))
     if kind == "default":
-        return float(base), None
+        return base, None
     if kind != "llama3":
         _refuse(source, "rope_type", kind, "'default' or 'llama3'")
     try:
-        return float(base), RopeScaling(
+        return base, RopeScaling(
             factor=float(group["factor"]),
             low_freq_factor=float(group["low_freq_factor"]),
             high_freq_factor=float(group["high_freq_factor"]),

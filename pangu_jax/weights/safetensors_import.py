@@ -19,11 +19,15 @@ from pangu_jax.weights.errors import WeightsError, require
 from pangu_jax.weights.hf_config import config_from_hf, tensor_names
 from pangu_jax.weights.mapping import MappedTensor, check_inventory, map_tensors
 
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _HEAD = "lm_head.weight"
 _EMBEDDING = "model.embed_tokens.weight"
 # Old Llama directories store the rotary frequencies, which follow from the configuration.
 _IGNORED = ("rotary_emb.inv_freq",)
+# Files beside the weights that hold other tensors, or the same under their authors' names.
+_OTHER_LAYOUTS = ("consolidated", "adapter_")
 
 
 class _Tensors:
@@ -94,20 +98,23 @@ def import_safetensors(
     """
     check_dtype(dtype)
     folder = Path(folder)
-    source = folder / "config.json"
+    source = folder / CONFIG
     config = config_from_hf(read_json(source), str(source))
     with contextlib.ExitStack() as stack:
         tensors = _Tensors(folder, stack)
         shapes = tensors.shapes()
-        if config.tie_embeddings and _HEAD in shapes:
-            _check_tied(tensors, shapes, str(folder))
-            del shapes[_HEAD]
         if config.num_layers > len(shapes):  # before a list of so many tensors is made
             raise WeightsError(
                 f"{source}: num_hidden_layers={config.num_layers}, but {folder} holds "
                 f"{len(shapes)} tensors."
             )
-        mapped = map_tensors(config, tensor_names(config))
+        names = tensor_names(config)
+        if config.tie_embeddings and _HEAD in shapes and _EMBEDDING not in shapes:
+            names["embed/embedding"] = _HEAD  # of a tied pair a file may keep either name
+        elif config.tie_embeddings and _HEAD in shapes:
+            _check_tied(tensors, shapes, str(folder))
+            del shapes[_HEAD]
+        mapped = map_tensors(config, names)
         check_inventory(shapes, mapped, str(folder), ignored=_IGNORED)
 
         def read(tensor: MappedTensor) -> np.ndarray:
@@ -136,9 +143,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _index(folder: Path) -> dict[str, str]:
-    """Tensor name to file name, empty without an index file."""
+    """Tensor name to file name, empty without an index file or with one file that holds all."""
     path = folder / INDEX
-    if not path.is_file():
+    if (folder / SINGLE).is_file() or not path.is_file():
         return {}
     listed = read_json(path).get("weight_map")
     if not isinstance(listed, dict) or not listed:
@@ -151,10 +158,25 @@ def _index(folder: Path) -> dict[str, str]:
 
 
 def _lone_files(folder: Path) -> list[str]:
+    """Names of the files to read where no index says so.
+
+    Raises:
+      WeightsError: none that is in Hugging Face's layout.
+    """
+    if (folder / SINGLE).is_file():
+        return [SINGLE]  # whatever else lies there: the same weights in their authors' layout
     names = sorted(path.name for path in folder.glob("*.safetensors"))
-    if not names:
-        raise WeightsError(f"{folder} holds no *.safetensors file.")
-    return names
+    names = [name for name in names if not name.startswith(_OTHER_LAYOUTS)]
+    if names:
+        return names
+    pickled = sorted(path.name for path in folder.glob("*.bin"))
+    if pickled:
+        raise WeightsError(
+            f"{folder} holds {pickled[0]} but no *.safetensors file. A .bin file is a pickle, "
+            "which can run code and is not read here; convert it with transformers: "
+            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)."
+        )
+    raise WeightsError(f"{folder} holds no *.safetensors file in Hugging Face's layout.")
 
 
 def _check_tied(tensors: _Tensors, shapes, source: str) -> None:

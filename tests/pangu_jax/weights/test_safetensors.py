@@ -173,6 +173,33 @@ def test_tied_head_may_be_stored_but_must_be_the_embedding(tmp_path):
         import_safetensors(peer_folder(tmp_path / "other", name, other))
 
 
+def test_of_a_tied_pair_either_name_will_do(tmp_path):
+    def renamed(tensors):
+        tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+
+    want = import_safetensors(peer_folder(tmp_path / "a", "qwen3"))
+    got = import_safetensors(peer_folder(tmp_path / "b", "qwen3", renamed))
+    assert got[0] == want[0]
+    jax.tree.map(np.testing.assert_array_equal, got[1], want[1])
+
+
+def test_what_lies_beside_the_weights_is_left_alone(tmp_path):
+    """One file in Hugging Face's layout goes before an index, as in transformers; the rest of a
+    published folder (authors' layout, pickles, adapters) is not touched."""
+    folder = peer_folder(tmp_path / "m", "llama")
+    want = import_safetensors(folder)[1]
+    (folder / "original").mkdir()
+    for name in ("pytorch_model.bin", "original/consolidated.00.pth", "consolidated.safetensors",
+                 "adapter_model.safetensors", "generation_config.json"):  # fmt: skip
+        (folder / name).write_bytes(b"not ours")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": "gone.safetensors"}}))
+    jax.tree.map(np.testing.assert_array_equal, import_safetensors(folder)[1], want)
+    index.unlink()
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, import_safetensors(folder)[1], want)
+
+
 def test_old_rotary_buffers_are_ignored_and_nothing_else(tmp_path):
     def buffer(tensors):
         tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(2, np.float32)
@@ -210,6 +237,7 @@ def test_truncated_file(tmp_path, share):
 @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/x.safetensors", "a/b", "..\\x", "C:x"])
 def test_index_must_not_lead_outside(tmp_path, name):
     folder = peer_folder(tmp_path / "m", "llama")
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
     save_file({"a": np.ones(1)}, tmp_path / "x.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
     with pytest.raises(WeightsError, match="leads out of the folder"):
@@ -219,11 +247,12 @@ def test_index_must_not_lead_outside(tmp_path, name):
 @pytest.mark.parametrize("name, message", [("gone.safetensors", "is missing, truncated")])
 def test_index_with_a_file_that_is_not_there(tmp_path, name, message):
     folder = peer_folder(tmp_path / "m", "llama")
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
     with pytest.raises(WeightsError, match=message):
         import_safetensors(folder)
-    index.write_text(json.dumps({"weight_map": {"nothing": "model.safetensors"}}))
+    index.write_text(json.dumps({"weight_map": {"nothing": "part.safetensors"}}))
     with pytest.raises(WeightsError, match="which does not hold it"):
         import_safetensors(folder)
 
@@ -235,6 +264,15 @@ def test_index_with_a_file_that_is_not_there(tmp_path, name, message):
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
         ({"mlp_bias": True}, "mlp_bias=True is not supported"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_type='yarn'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type='yarn'"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}}, "'linear'"),
+        ({"rope_parameters": {"full_attention": {}}}, "one group of settings for all layers"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
+        ({"partial_rotary_factor": 0.25}, "partial_rotary_factor=0.25 is not supported"),
+        ({"use_sliding_window": True, "sliding_window": 8}, "use_sliding_window=True is not"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, r"layer_types=\['sliding_att"),
+        ({"architectures": None, "model_type": "gemma"}, r"architecture '\(none\)' is unknown"),
+        ({"initializer_range": "wide"}, "a value has the wrong type"),
         ({"num_hidden_layers": None}, "lacks the key 'num_hidden_layers'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000, but"),
@@ -257,6 +295,14 @@ def test_folders_that_are_none(tmp_path):
     folder = peer_folder(tmp_path / "m", "llama")
     (folder / "model.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"holds no \*.safetensors"):
+        import_safetensors(folder)
+    (folder / "consolidated.safetensors").write_bytes(b"the same weights under other names")
+    with pytest.raises(WeightsError, match=r"holds no \*.safetensors file in Hugging Face's"):
+        import_safetensors(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(
+        WeightsError, match="holds pytorch_model.bin .*convert it with transformers"
+    ):
         import_safetensors(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(WeightsError, match="is not readable JSON"):
