@@ -13,7 +13,7 @@ from pangu_jax.models.config import DecoderConfig, RopeScaling
 from pangu_jax.models.rope import rope_frequencies
 from pangu_jax.weights.errors import WeightsError
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "pangu-embedded")
 ROPE_FACTORS = "rope_freqs.weight"
 
 _LAYER = "blk.{}."

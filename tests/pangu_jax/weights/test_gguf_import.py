@@ -38,6 +38,7 @@ def assert_equal(got, want):
         ("llama", {"qkv_bias": True}),
         ("qwen2", {"qkv_bias": True, "norm_eps": 1e-6}),
         ("qwen3", {"qk_norm": True, "head_dim": 32}),
+        ("pangu-embedded", {"qkv_bias": True, "out_bias": True}),
     ],
 )
 def test_float32_file_gives_the_very_parameters(tmp_path, architecture, changes):
@@ -175,7 +176,9 @@ def test_unsupported_features_are_refused(tmp_path, edit, message):
 def test_unknown_architecture_and_quantisation(tmp_path):
     tensors = files.gguf_tensors(SMALL, files.random_params(SMALL))
     path = files.write_gguf(tmp_path / "a.gguf", SMALL, tensors, architecture="gemma3")
-    with pytest.raises(WeightsError, match="'gemma3' is unknown; read are llama, qwen2, qwen3"):
+    with pytest.raises(
+        WeightsError, match="'gemma3' is unknown; read are llama, qwen2, qwen3, pangu"
+    ):
         import_gguf(path)
     tensors["blk.0.ffn_up.weight"] = tensors["blk.0.ffn_up.weight"].astype(np.int8)
     path = files.write_gguf(tmp_path / "b.gguf", SMALL, tensors)

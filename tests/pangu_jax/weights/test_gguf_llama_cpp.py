@@ -42,15 +42,7 @@ def write(path, name):
         tensors["rope_freqs.weight"] = (plain / scaled).astype(np.float32)
 
     def edit(writer):
-        own = tokenizers.PEER["gpt2"]
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("gpt-2")
-        # llama.cpp gives no probabilities where the likeliest token ends the text (it knows such
-        # tokens by their usual texts) or is half a character: only plain texts, then.
-        texts = [t if t.isascii() and t.isalnum() or t == "Ċ" else "" for t in own["tokens"]]
-        writer.add_token_list([text or f"[{i}]" for i, text in enumerate(texts)])
-        writer.add_token_merges(own["merges"])
-        writer.add_eos_token_id(1)
+        tokenizers.plain_texts(writer)
         writer.add_value_length(config.head_dim)
         writer.add_rope_dimension_count(config.head_dim)
         if config.rope_scaling:

@@ -32,6 +32,19 @@ def byte_level(writer, pre="smollm", **extra):
         getattr(writer, f"add_{name}")(value)
 
 
+def plain_texts(writer):
+    """A vocabulary for models whose probabilities llama.cpp is asked for: it gives none where the
+    likeliest token ends the text (it knows such tokens by their usual texts) or is half a
+    character."""
+    own = PEER["gpt2"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    texts = [t if t.isascii() and t.isalnum() or t == "Ċ" else "" for t in own["tokens"]]
+    writer.add_token_list([text or f"[{i}]" for i, text in enumerate(texts)])
+    writer.add_token_merges(own["merges"])
+    writer.add_eos_token_id(1)
+
+
 def sentence_piece(writer):
     own = PEER["llama"]
     writer.add_tokenizer_model("llama")

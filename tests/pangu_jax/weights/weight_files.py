@@ -114,6 +114,8 @@ def gguf_tensors(config, params, architecture="llama"):
             if bias is not None:
                 out[f"{at}{theirs}.bias"] = bias
         out[f"{at}attn_output.weight"] = p["attn"]["o"]["kernel"][layer].reshape(-1, D).T
+        if config.out_bias:
+            out[f"{at}attn_output.bias"] = p["attn"]["o"]["bias"][layer]
         if config.qk_norm:
             for norm in ("q_norm", "k_norm"):
                 out[f"{at}attn_{norm}.weight"] = p["attn"][norm]["scale"][layer]
