@@ -12,7 +12,8 @@ import collections
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 
 NUM_BYTES = 256
 Merge = tuple[str, str]
+# Training on one word takes time in proportion to the square of its length, so runs of letters (a
+# text without spaces), of signs or of white space are cut for training. Encoding cuts nothing.
+_LONGEST_RUN = 128
+_LONG_RUN = re.compile(r"\b\w{129,}|\s{129,}|[^\w\s]{129,}")
+_LONG_SPACE = re.compile(r"\s{129}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +78,7 @@ def train_merges(texts: Iterable[str], config: BpeConfig) -> list[Merge]:
     Fewer come back where the text has no more pairs that occur min_frequency times.
 
     Raises:
-      TokenizerError: no text.
+      TokenizerError: no text, or something that is no text.
     """
     from tokenizers import Tokenizer, models, trainers
 
@@ -80,7 +86,7 @@ def train_merges(texts: Iterable[str], config: BpeConfig) -> list[Merge]:
 
     def watched():
         nonlocal seen
-        for text in texts:
+        for text in training_texts(texts):
             seen = seen or bool(text)
             yield text
 
@@ -103,15 +109,43 @@ def word_counts(texts: Iterable[str], config: BpeConfig) -> collections.Counter[
     """How often each word occurs, words in the byte alphabet as the pre-tokenizer cuts them.
 
     Raises:
-      TokenizerError: no text.
+      TokenizerError: no text, or something that is no text.
     """
     cut = _pre_tokenizer(config)
     counts: collections.Counter[str] = collections.Counter()
-    for text in texts:
+    for text in training_texts(texts):
         counts.update(word for word, _ in cut.pre_tokenize_str(text))
     if not counts:
         raise TokenizerError("There is no text to train a vocabulary on; give at least one.")
     return counts
+
+
+def training_texts(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, cut behind every 128 characters of a run of letters, signs or white space.
+
+    Raises:
+      TokenizerError: one string instead of several, something that is no string, a lone surrogate.
+    """
+    if isinstance(texts, str):
+        raise TokenizerError("Give texts as a list or an iterator of strings, not as one string.")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TokenizerError(f"Text {number} is {type(text).__name__}, not str.")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise TokenizerError(
+                f"Text {number} has the lone surrogate {text[error.start]!a} at character "
+                f"{error.start}, which UTF-8 cannot hold; leave it out or replace it."
+            ) from error
+        start = 0
+        # The pattern is slow; what white space separates is measured quickly.
+        if max(map(len, text.split()), default=0) > _LONGEST_RUN or _LONG_SPACE.search(text):
+            for run in _LONG_RUN.finditer(text):
+                for cut in range(run.start() + _LONGEST_RUN, run.end(), _LONGEST_RUN):
+                    yield text[start:cut]
+                    start = cut
+        yield text[start:]
 
 
 def is_word(token: str, config: BpeConfig) -> bool:

@@ -73,8 +73,8 @@ class _Words:
         totals = collections.Counter()
         for by_word in counts.values():
             totals.update(by_word)
-        # A word that occurs once adds to pairs, but hardly decides one, and there are many.
-        words = sorted(w for w, n in totals.items() if n >= config.min_frequency and len(w) > 1)
+        # Also words that occur once: without spaces a word is a clause, and most occur once.
+        words = sorted(word for word in totals if len(word) > 1)
         self._tokens = [list(word) for word in words]
         self._times = [
             [(d, by_word[word]) for d, by_word in counts.items() if by_word.get(word)]
@@ -111,16 +111,10 @@ class _Words:
         """Puts the pair together in every word and counts anew around it."""
         changed: dict[str, set[Merge]] = {domain: set() for domain in self._pairs}
         for number in self._where.pop(pair):
-            before = self._tokens[number]
-            after = _merged(before, pair)
-            if len(after) == len(before):
-                continue  # an earlier merge took one of the two away
-            self._tokens[number] = after
-            change = collections.Counter(zip(after, after[1:], strict=False))
-            for other in change:
-                self._where[other].add(number)
-            change.subtract(zip(before, before[1:], strict=False))
-            for other, delta in change.items():
+            # Nothing changes if an earlier merge took one of the two away.
+            for other, delta in _merge_in(self._tokens[number], pair).items():
+                if delta > 0:
+                    self._where[other].add(number)
                 if delta:
                     for domain, times in self._times[number]:
                         self._pairs[domain][other] += delta * times
@@ -134,14 +128,28 @@ class _Words:
                     del pairs[other]
 
 
-def _merged(tokens: list[str], pair: Merge) -> list[str]:
+def _merge_in(tokens: list[str], pair: Merge) -> dict[Merge, int]:
+    """Merges in place, from left to right; how many more (fewer) of each pair there are then.
+
+    Work in proportion to the places that change, and a search at the speed of `list.index`: words
+    of a text without spaces are long.
+    """
     left, right = pair
-    result, at = [], 0
-    while at < len(tokens):
-        if tokens[at] == left and at + 1 < len(tokens) and tokens[at + 1] == right:
-            result.append(left + right)
-            at += 2
-        else:
-            result.append(tokens[at])
-            at += 1
-    return result
+    merged = left + right
+    change: dict[Merge, int] = collections.defaultdict(int)
+    at = 0
+    while True:
+        try:
+            at = tokens.index(left, at, -1)
+        except ValueError:
+            return change
+        if tokens[at + 1] == right:
+            change[pair] -= 1
+            if at:
+                change[tokens[at - 1], left] -= 1
+                change[tokens[at - 1], merged] += 1
+            if at + 2 < len(tokens):
+                change[right, tokens[at + 2]] -= 1
+                change[merged, tokens[at + 2]] += 1
+            tokens[at : at + 2] = [merged]
+        at += 1

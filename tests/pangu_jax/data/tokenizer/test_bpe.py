@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 pytest.importorskip("tokenizers")
@@ -21,6 +23,7 @@ from pangu_jax.data.tokenizer import (  # noqa: E402
     train_bpe,
     train_merges,
 )
+from pangu_jax.data.tokenizer.bpe import training_texts  # noqa: E402
 
 TEXTS = [
     "the theme of this thesis is that the thing is there, then and now",
@@ -36,6 +39,10 @@ def tokenizer():
 
 
 @given(st.text())
+@example("汉" * 5000)
+@example(" \n\t\u3000\x00\r\n" * 300)
+@example("👩‍💻🏳️‍🌈 ½٣ 12345 é e\u0301 \ufeff\ufffd \U0010ffff")
+@example("<|eod|><|unused0|>")
 def test_any_unicode_text_comes_back(tokenizer, text):
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     assert tokenizer.decode(ids, skip_special_tokens=False) == text
@@ -74,6 +81,41 @@ def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
 
 def test_training_twice_gives_the_same():
     assert train_merges(TEXTS, CONFIG) == train_merges(iter(TEXTS), CONFIG)
+
+
+@given(
+    st.lists(st.sampled_from(["字", "字" * 300, "a1_" * 99, "=", "-=" * 150, " \n" * 99, ".x "]))
+)
+def test_training_cuts_long_runs_only(parts):
+    text = "".join(parts)
+    pieces = list(training_texts([text]))
+    assert "".join(pieces) == text
+    run = re.compile(r"\w+|\s+|[^\w\s]+")
+    assert all(len(found) <= 128 for piece in pieces for found in run.findall(piece))
+    if max(map(len, run.findall(text)), default=0) <= 128:
+        assert pieces == [text]
+
+
+def test_text_without_spaces_trains():
+    """As one word it would take minutes, ten times as much hours."""
+    letters = np.random.default_rng(0).zipf(1.3, 100_000) % 2000
+    text = "".join(chr(0x4E00 + letter) for letter in letters)
+    tokenizer = train_bpe([text], BpeConfig(vocab_size=2000))
+    assert bytes_per_token(tokenizer, [text]) > 3
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("one string", "not as one string"),
+        (["text", b"bytes"], "Text 1 is bytes"),
+        (["a\ud800"], r"Text 0 has the lone surrogate '\\ud800' at character 1"),
+    ],
+)
+def test_what_is_no_text_is_named(texts, message):
+    with pytest.raises(TokenizerError, match=message):
+        train_merges(texts, CONFIG)
 
 
 def test_bytes_per_token_counts_bytes(tokenizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ pytest.importorskip("tokenizers")
 from pangu_jax.data.tokenizer import (  # noqa: E402
     BpeConfig,
     TokenizerError,
+    build_tokenizer,
     bytes_per_token,
     load_tokenizer,
     merge_vocabularies,
@@ -23,7 +25,8 @@ from pangu_jax.data.tokenizer import (  # noqa: E402
     train_domain_aware,
     vocabulary_report,
 )
-from pangu_jax.data.tokenizer.bpe import byte_alphabet  # noqa: E402
+from pangu_jax.data.tokenizer.bpe import byte_alphabet, word_counts  # noqa: E402
+from pangu_jax.data.tokenizer.joint import joint_vocabulary  # noqa: E402
 from pangu_jax.data.tokenizer.merging import dead_tokens  # noqa: E402
 
 CONFIG = BpeConfig(vocab_size=420)
@@ -109,6 +112,50 @@ def test_training_twice_gives_the_same(texts):
             train_domain_aware(texts, QUOTAS, CONFIG, method=method)[1] for _ in range(2)
         )
         assert first == second
+
+
+def counted_anew(texts, quotas, config):
+    """The joint method as it is described: all pairs of all words counted before every merge."""
+    targets = quota_counts(quotas, config.vocab_size - config.num_fixed)
+    words = {d: [[list(w), n] for w, n in word_counts(t, config).items()] for d, t in texts.items()}
+    owner, merges = {}, []
+    while len(owner) < sum(targets.values()):
+        owned = collections.Counter(owner.values())
+        behind = [d for d in targets if owned[d] < targets[d]]
+        domain = min(behind, key=lambda d: (owned[d] / targets[d], d))
+        pairs = collections.Counter()
+        for tokens, times in words[domain]:
+            for pair in zip(tokens, tokens[1:], strict=False):
+                pairs[pair] += times
+        left, right = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append((left, right))
+        owner.setdefault(left + right, domain)
+        for word in (word for found in words.values() for word in found):
+            at = 0
+            while at + 1 < len(word[0]):
+                if word[0][at : at + 2] == [left, right]:
+                    word[0][at : at + 2] = [left + right]
+                at += 1
+    return tuple(owner), tuple(dict.fromkeys(merges)), tuple(owner.values())
+
+
+@given(
+    st.lists(st.text("ab ", min_size=2, max_size=30), min_size=1, max_size=5),
+    st.lists(st.text("abc字", min_size=2, max_size=30), min_size=1, max_size=5),
+)
+def test_joint_counts_around_the_merges_only(first, second):
+    texts = {"a": [*first, "ab ba aab"], "b": [*second, "abc字 bbaa 字字字字"]}
+    config = BpeConfig(vocab_size=266, min_frequency=1)
+    merged = joint_vocabulary(texts, {"a": 0.5, "b": 0.5}, config)
+    expected = counted_anew(texts, {"a": 0.5, "b": 0.5}, config)
+    assert (merged.tokens, merged.merges, merged.owner) == expected
+
+
+def test_joint_learns_from_words_that_occur_once():
+    """Without spaces a word is a clause, and hardly one occurs twice."""
+    texts = {"chinese": ["水天地金人山甲", "火天地土人山乙", "木天地日人山丙"]}
+    merged = joint_vocabulary(texts, {"chinese": 1.0}, BpeConfig(vocab_size=266))
+    assert bytes_per_token(build_tokenizer(merged.tokens, merged.merges, CONFIG), ["天地"]) > 2
 
 
 def test_shared_tokens_are_owned_once():
