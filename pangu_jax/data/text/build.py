@@ -24,7 +24,14 @@ from pangu_jax.data.text.errors import TextDataError
 from pangu_jax.data.text.filters import FilterConfig
 from pangu_jax.data.text.quality import Scorer, heuristic_difficulty, heuristic_quality
 from pangu_jax.data.text.reading import ReadRules
-from pangu_jax.data.text.shards import MANIFEST, TOKENIZER, ShardConfig, is_held_out, write_shards
+from pangu_jax.data.text.shards import (
+    MANIFEST,
+    TOKENIZER,
+    ShardConfig,
+    is_held_out,
+    is_sampled,
+    write_shards,
+)
 from pangu_jax.data.text.sources import SourceConfig, read_sources, source_notice
 from pangu_jax.data.tokenizer import (
     BpeConfig,
@@ -39,6 +46,7 @@ from pangu_jax.data.tokenizer import (
 from pangu_jax.data.wheel import locked
 
 _CLEANED = "cleaned.jsonl"
+_COUNTS = "clean.json"
 _SETTINGS = "corpus.json"
 VOCABULARY = "vocabulary.json"  # the report on a domain-aware vocabulary, beside it as .md
 
@@ -53,6 +61,9 @@ class CorpusConfig:
       bpe: size and special tokens of the vocabulary; shards end documents with bpe.eod_token.
       method: of the domain-aware vocabulary, 'merged' (the paper's) or 'joint' (ours).
       tokenizer: path of a tokenizer.json to use instead of training one.
+      vocabulary_bytes: train the vocabulary on at most about so many bytes of each domain,
+        documents picked by their hash; 0 takes all. Where no spaces separate words, memory grows
+        with the text (docs/text_data.md).
       compare: also train one BPE of the same size and report both on the held-out documents; may
         be switched on later, since it changes no token.
       filters: limits by domain in place of the default ones.
@@ -65,6 +76,7 @@ class CorpusConfig:
     bpe: BpeConfig = BpeConfig()
     method: str = "merged"
     tokenizer: str = ""
+    vocabulary_bytes: int = 0
     compare: bool = True
     filters: dict[str, FilterConfig] = dataclasses.field(default_factory=dict)
     read: ReadRules | None = None
@@ -75,6 +87,10 @@ class CorpusConfig:
     def __post_init__(self):
         if not self.sources:
             raise TextDataError("A corpus needs at least one source.")
+        if self.vocabulary_bytes < 0:
+            raise TextDataError(
+                f"vocabulary_bytes must be at least 0, got {self.vocabulary_bytes}."
+            )
         if not self.tokenizer and self.shards.eod_token != self.bpe.eod_token:
             raise TextDataError(
                 f"shards.eod_token is {self.shards.eod_token!r}, bpe.eod_token "
@@ -179,7 +195,7 @@ def _write_cleaned(config: CorpusConfig, folder: Path, quality: Scorer, difficul
             f"No document is left of {len(config.sources)} source(s): {_what_went(counts)}. Give "
             "sources with text, or wider --config.corpus.filters."
         )
-    (folder / "clean.json").write_text(json.dumps(counts.to_dict(), indent=1))
+    (folder / _COUNTS).write_text(json.dumps(counts.to_dict(), indent=1))
     (folder / "clean.md").write_text(counts.to_markdown())
     os.replace(scratch, folder / _CLEANED)
 
@@ -198,7 +214,7 @@ def _train_tokenizer(config: CorpusConfig, folder: Path) -> None:
     if not config.quotas:
         save_tokenizer(train_bpe(everything(), config.bpe), folder / TOKENIZER)
         return
-    domains = sorted({scored.document.domain for scored in read_cleaned(folder)})
+    domains = [domain for domain, row in _counts(folder).items() if row["kept"]]
     train = {d: functools.partial(everything, domain=d) for d in domains}
     tokenizer, merged = train_domain_aware(train, config.quotas, config.bpe, method=config.method)
     _write_vocabulary(vocabulary_report(merged, config.quotas, config.bpe), folder)
@@ -234,14 +250,31 @@ def _noted(file: Path) -> dict[str, Any]:
     except json.JSONDecodeError:
         return {}
     settings.pop("compare", None)
-    return settings
+    return {"vocabulary_bytes": 0} | settings  # absent in corpora that were built before it was
 
 
 def _texts(
     folder: Path, config: CorpusConfig, *, held_out: bool, domain: str = ""
 ) -> Iterator[str]:
+    """Texts of one split; those that are not held out only so far as vocabulary_bytes allows."""
+    shares = {} if held_out else _training_shares(folder, config)
     for scored in read_cleaned(folder):
         document = scored.document
         if domain in ("", document.domain):
             if is_held_out(document.text, config.shards.held_out) == held_out:
-                yield document.text
+                if is_sampled(document.text, shares.get(document.domain, 1.0)):
+                    yield document.text
+
+
+def _training_shares(folder: Path, config: CorpusConfig) -> dict[str, float]:
+    if not config.vocabulary_bytes:
+        return {}
+    trained = 1 - config.shards.held_out
+    return {
+        domain: config.vocabulary_bytes / max(row["kept_bytes"] * trained, 1)
+        for domain, row in _counts(folder).items()
+    }
+
+
+def _counts(folder: Path) -> dict[str, dict[str, Any]]:
+    return json.loads((folder / _COUNTS).read_text())

@@ -66,6 +66,11 @@ def is_held_out(text: str, share: float) -> bool:
     return int.from_bytes(text_digest(text)[:8], "little") < share * 2.0**64
 
 
+def is_sampled(text: str, share: float) -> bool:
+    """Whether a text belongs to a sample of this share, whatever split it is in."""
+    return share >= 1 or int.from_bytes(text_digest(text)[8:16], "little") < share * 2.0**64
+
+
 def write_shards(
     documents: Iterable[Scored],
     tokenizer: Tokenizer,

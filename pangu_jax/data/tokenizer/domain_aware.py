@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pangu_jax.data.tokenizer.bpe import (
@@ -172,34 +172,39 @@ def compare_vocabularies(
     for domain in rows:
         if domain not in held_out:
             continue
-        sample = list(_read(held_out[domain]))
-        rate, used = _compression(tokenizer, sample)
+        size, own, other = _compression((tokenizer, global_tokenizer), _read(held_out[domain]))
         rows[domain] = dataclasses.replace(
             rows[domain],
-            held_out_bytes=sum(len(text.encode("utf-8")) for text in sample),
-            used=used,
-            bytes_per_token=rate,
-            global_bytes_per_token=_compression(global_tokenizer, sample)[0],
+            held_out_bytes=size,
+            used=own[1],
+            bytes_per_token=_rate(size, own[0]),
+            global_bytes_per_token=_rate(size, other[0]),
         )
     return dataclasses.replace(about, domains=rows)
 
 
 def bytes_per_token(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
     """UTF-8 bytes of all texts over the number of their tokens; NaN without tokens."""
-    return _compression(tokenizer, texts)[0]
+    size, (count, _) = _compression((tokenizer,), texts)
+    return _rate(size, count)
 
 
-def _compression(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[float, int]:
-    """(bytes per token, different tokens)."""
-    size = count = 0
-    used: set[int] = set()
+def _compression(tokenizers: Sequence[Tokenizer], texts: Iterable[str]) -> list:
+    """[bytes, (tokens, different tokens) for each tokenizer], in one pass over the texts."""
+    size, counts = 0, [0] * len(tokenizers)
+    used: list[set[int]] = [set() for _ in tokenizers]
     stream = iter(texts)
     while batch := list(itertools.islice(stream, 256)):
         size += sum(len(text.encode("utf-8")) for text in batch)
-        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-            count += len(encoding)
-            used.update(encoding.ids)
-    return (size / count if count else float("nan")), len(used)
+        for number, tokenizer in enumerate(tokenizers):
+            for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+                counts[number] += len(encoding)
+                used[number].update(encoding.ids)
+    return [size, *zip(counts, map(len, used), strict=True)]
+
+
+def _rate(size: int, count: int) -> float:
+    return size / count if count else float("nan")
 
 
 def _read(texts: Texts) -> Iterable[str]:

@@ -100,6 +100,37 @@ def test_the_comparison_of_vocabularies_may_come_later(config, tmp_path, monkeyp
     build_corpus(resolve(CorpusConfig, config | {"compare": False}), folder)
 
 
+def test_the_vocabulary_may_be_trained_on_a_part(config, tmp_path, monkeypatch):
+    """About so many bytes of each domain, never held-out ones; shards hold all text."""
+    seen = {}
+    train = module.train_domain_aware
+
+    def watched(texts, *args, **kwargs):
+        seen.update({domain: list(read()) for domain, read in texts.items()})
+        return train(texts, *args, **kwargs)
+
+    monkeypatch.setattr(module, "train_domain_aware", watched)
+    settings = config | {"bpe": {"vocab_size": 300}}
+    build_corpus(resolve(CorpusConfig, settings), tmp_path / "whole")
+    whole = dict(seen)
+    limit = sum(map(len, whole["code"])) // 2
+    part = resolve(CorpusConfig, settings | {"vocabulary_bytes": limit})
+    folder = build_corpus(part, tmp_path / "part")
+    for domain, texts in seen.items():
+        assert set(texts) < set(whole[domain])
+        assert 0.2 < sum(map(len, texts)) / limit < 1.8
+    assert len(TextShards(folder / "train")) == len(TextShards(tmp_path / "whole" / "train"))
+    with pytest.raises(TextDataError, match="other settings"):
+        build_corpus(resolve(CorpusConfig, settings), folder)
+    # A folder of before there was the setting is one with all text.
+    noted = json.loads((tmp_path / "whole" / "corpus.json").read_text())
+    del noted["vocabulary_bytes"]
+    (tmp_path / "whole" / "corpus.json").write_text(json.dumps(noted))
+    build_corpus(resolve(CorpusConfig, settings), tmp_path / "whole")
+    with pytest.raises(ValueError, match="vocabulary_bytes must be at least 0"):
+        resolve(CorpusConfig, settings | {"vocabulary_bytes": -1})
+
+
 def test_an_interrupted_build_goes_on(config, tmp_path, monkeypatch):
     config = resolve(CorpusConfig, config)
     whole = build_corpus(config, tmp_path / "whole")
