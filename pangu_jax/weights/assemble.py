@@ -78,18 +78,20 @@ def assemble(
     return tree
 
 
-def _stack(group, read, wanted) -> np.ndarray:
-    first = read(group[0])
-    dtype = wanted or first.dtype
-    if group[0].layer is None:
-        return np.ascontiguousarray(group[0].to_ours(first), dtype)
-    out = np.empty((len(group), *group[0].ours), dtype)
+def _stack(group: list[MappedTensor], read, wanted) -> np.ndarray:
+    out = None
     for index, tensor in enumerate(group):
-        value = tensor.to_ours(first if index == 0 else read(tensor))
-        if wanted is None and value.dtype != out.dtype:
+        value = read(tensor)
+        if wanted is not None:
+            value = value.astype(wanted, copy=False)
+        if out is None:
+            layers = () if tensor.layer is None else (len(group),)
+            out = np.empty((*layers, *tensor.ours), value.dtype)
+        elif value.dtype != out.dtype:
             # One parameter has one type: the one that holds every layer exactly.
-            out = out.astype(np.promote_types(out.dtype, value.dtype))
-        out[index] = value
+            out = out.astype(np.promote_types(out.dtype, value.dtype), copy=False)
+            value = value.astype(out.dtype, copy=False)
+        tensor.fill(out if tensor.layer is None else out[index], value)
     return out
 
 

@@ -5,6 +5,7 @@ Key and tensor names: the GGUF specification of the ggml project.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -43,10 +44,10 @@ def is_interleaved(architecture: str) -> bool:
 
 
 class Metadata:
-    """Typed access to the key-value part of a GGUF file; `architecture` is its prefix."""
+    """Access to the keys and values of a GGUF file; `architecture` is the prefix of its own."""
 
-    def __init__(self, fields: Any, source: str):
-        self._fields, self.source = fields, source
+    def __init__(self, values: Mapping[str, Any], source: str):
+        self._values, self.source = values, source
         self.architecture = self.get("general.architecture")
         if self.architecture not in ARCHITECTURES:
             raise WeightsError(
@@ -55,13 +56,20 @@ class Metadata:
             )
 
     def get(self, key: str, default: Any = None) -> Any:
-        field = self._fields.get(key)
+        """The value as plain Python: numbers, texts and lists of them."""
+        value = self._values.get(key, default)
         try:
-            return default if field is None else field.contents()
+            if isinstance(value, bytes):
+                return value.decode("utf-8")
+            if isinstance(value, np.ndarray):
+                return value.tolist()
+            if isinstance(value, list):
+                return [each.decode("utf-8") for each in value]
         except UnicodeDecodeError as error:
             raise WeightsError(
                 f"{self.source}: the value of {key} is no text ({error})."
             ) from error
+        return value
 
     def own(self, key: str, default: Any = None) -> Any:
         """Value of '<architecture>.<key>'."""

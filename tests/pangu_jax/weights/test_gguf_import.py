@@ -5,6 +5,7 @@ import tracemalloc
 
 import gguf
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import weight_files as files
@@ -15,6 +16,8 @@ from pangu_jax.models import RopeScaling
 from pangu_jax.models.rope import rope_frequencies
 from pangu_jax.parallel.mesh import MeshConfig, make_mesh
 from pangu_jax.weights import WeightsError, import_gguf, open_gguf, tokenizer_from_gguf
+from pangu_jax.weights.gguf_config import TENSOR_NAMES
+from pangu_jax.weights.mapping import map_tensors
 
 SMALL = files.SMALL
 
@@ -164,7 +167,7 @@ def test_wrong_tensors_are_named(tmp_path, change, message):
             ),
             "rope.scaling.type='yarn'",
         ),
-        (lambda w: w.add_uint16("split.count", 3), "one of 3 parts"),
+        (lambda w: w.add_uint16("split.count", 3), "split.count=3, so it is one part"),
     ],
 )
 def test_unsupported_features_are_refused(tmp_path, edit, message):
@@ -243,6 +246,103 @@ def test_huge_numbers(tmp_path, field, found, message):
     path.write_bytes(data)
     with pytest.raises(WeightsError, match=message):
         import_gguf(path)
+
+
+def write_parts(folder, cuts, change=None):
+    """A file cut as llama.cpp's gguf-split does: metadata in the first part, tensors in all."""
+    config = SMALL
+    params = files.random_params(config)
+    names = list(files.gguf_tensors(config, params).items())
+    bounds = [0, *cuts, len(names)]
+    count = len(bounds) - 1
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for number in range(count):
+        keys = {"split.no": number, "split.count": count} | ((change or {}).get(number) or {})
+
+        def edit(writer, keys=keys):
+            for key, value in keys.items():
+                writer.add_uint16(key, value)
+            writer.add_int32("split.tensors.count", len(names))
+
+        path = folder / f"m-{number + 1:05d}-of-{count:05d}.gguf"
+        part = dict(names[bounds[number] : bounds[number + 1]])
+        paths.append(files.write_gguf(path, config, part, edit=edit))
+    return paths, params
+
+
+def test_parts_of_a_split_file(tmp_path):
+    """Whichever part is named, and with a first part that holds metadata alone."""
+    for cuts in ([3, 11], [0, 11]):
+        paths, params = write_parts(tmp_path / str(cuts[0]), cuts)
+        for path in paths:
+            config, got = import_gguf(path)
+            assert config == SMALL
+            assert_equal(got, params)
+
+
+def test_parts_that_do_not_fit_together(tmp_path):
+    paths, _ = write_parts(tmp_path / "a", [3, 11])
+    paths[1].unlink()
+    with pytest.raises(WeightsError, match="one of 3 parts; .*m-00002-of-00003.gguf is missing"):
+        open_gguf(paths[0])
+    paths, _ = write_parts(tmp_path / "b", [3, 11], {2: {"split.no": 1}})
+    with pytest.raises(WeightsError, match="split.no=1; its name says 3 and 2"):
+        open_gguf(paths[0])
+    paths, _ = write_parts(tmp_path / "c", [3, 11])
+    paths[2].write_bytes(paths[1].read_bytes())
+    with pytest.raises(WeightsError, match="split.no=1; its name says"):
+        open_gguf(paths[0])
+
+
+def test_empty_arrays_and_unknown_types(tmp_path):
+    path, _ = write(
+        tmp_path / "m.gguf", edit=lambda w: (w.add_array("x", [7]), w.add_array("y", ["a"]))
+    )
+    assert [open_gguf(path).metadata.get(key) for key in "xyz"] == [[7], ["a"], None]
+    data = path.read_bytes()
+    # Key, type array, element type, number of elements, elements: shortened to none at all, by
+    # keys of eight and nine more letters that take the elements' place.
+    for before, after in (
+        (b"\x01\0\0\0\0\0\0\0x\x09\0\0\0\x05\0\0\0\x01\0\0\0\0\0\0\0\x07\0\0\0",
+         b"\x05\0\0\0\0\0\0\0xxxxx\x09\0\0\0\x05\0\0\0\0\0\0\0\0\0\0\0"),
+        (b"\x01\0\0\0\0\0\0\0y\x09\0\0\0\x08\0\0\0\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0a",
+         b"\x0a\0\0\0\0\0\0\0yyyyyyyyyy\x09\0\0\0\x08\0\0\0\0\0\0\0\0\0\0\0"),
+    ):  # fmt: skip
+        assert len(before) == len(after) and data.count(before) == 1
+        data = data.replace(before, after)
+    path.write_bytes(data)
+    assert [open_gguf(path).metadata.get(key) for key in ("xxxxx", "y" * 10)] == [[], []]
+    name = b"blk.0.ffn_up.weight"
+    at = data.index(name) + len(name) + 4 + 2 * 8  # number of axes, two axes
+    path.write_bytes(data[:at] + b"\xc8" + data[at + 1 :])
+    with pytest.raises(WeightsError, match="blk.0.ffn_up.weight has the type number 200"):
+        open_gguf(path)
+
+
+def test_texts_that_are_none_matter_where_they_are_asked_for(tmp_path):
+    path, _ = write(tmp_path / "m.gguf", edit=lambda w: w.add_string("general.name", "name"))
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"general.name\x08\0\0\0\x04\0\0\0\0\0\0\0name",
+                                  b"general.name\x08\0\0\0\x04\0\0\0\0\0\0\0\xffame"))  # fmt: skip
+    import_gguf(path)
+    with pytest.raises(WeightsError, match="the value of general.name is no text"):
+        open_gguf(path).metadata.get("general.name")
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_transposing_in_squares_is_the_plain_map(interleaved):
+    config = dataclasses.replace(
+        SMALL, hidden_dim=200, head_dim=34, num_heads=9, num_kv_heads=3, mlp_dim=300,
+        qkv_bias=True, qk_norm=True,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    for tensor in map_tensors(config, TENSOR_NAMES, interleaved=interleaved):
+        for dtype in (np.float32, ml_dtypes.bfloat16):
+            array = rng.normal(size=tensor.shape).astype(dtype)
+            out = np.empty(tensor.ours, dtype)
+            tensor.fill(out, array)
+            np.testing.assert_array_equal(out, tensor.to_ours(array))
 
 
 def test_missing_file(tmp_path):

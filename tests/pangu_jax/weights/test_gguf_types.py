@@ -133,8 +133,8 @@ def test_comparison_sees_scales_that_are_wrong(tmp_path, monkeypatch):
         monkeypatch.setattr(
             GgufFile,
             "read",
-            lambda self, name, part=part, change=change: (
-                change(read(self, name)) if name == part else read(self, name)
+            lambda self, name, dtype, part=part, change=change: (
+                change(read(self, name, dtype)) if name == part else read(self, name, dtype)
             ),
         )
         mean = compare(write(tmp_path / "m.gguf", "Q4_K"), "Q4_K", PEER)[1]
