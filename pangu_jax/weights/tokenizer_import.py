@@ -27,7 +27,15 @@ _WORDS = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _LLAMA_BPE, _QWEN2 = _WORDS % "{1,3}", _WORDS % ""
-PRE_TOKENIZERS = ("smollm", "llama-bpe", "qwen2", "gpt-2", "default")
+# What llama.cpp does for files that name no pre-tokenizer, one pattern after the other.
+_DEFAULT = (
+    r"[\p{P}\$\+<=>\^~\|]+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+    r"\p{N}+",
+    r"[0-9][0-9][0-9]",
+)
+_LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3")
+PRE_TOKENIZERS = ("smollm", *_LLAMA3_NAMES, "qwen2", "gpt-2", "default")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +97,8 @@ def tokenizer_from_gguf(metadata: Metadata) -> LoadedTokenizer:
         eos=get("eos_token_id"),
         pad=get("padding_token_id"),
         unk=get("unknown_token_id"),
-        add_bos=bool(get("add_bos_token", model == "llama")),
+        # Files of Llama 3 leave the key out and mean yes.
+        add_bos=bool(get("add_bos_token", model == "llama" or get("pre") in _LLAMA3_NAMES)),
         chat_template=metadata.get("tokenizer.chat_template"),
     )
     if special.add_bos and special.bos is not None:
@@ -159,20 +168,22 @@ def _byte_level(tokens, merges, pre, source) -> Tokenizer:
             vocab={token: index for index, token in enumerate(tokens)},
             merges=[tuple(merge.split(" ", 1)) for merge in merges],
             # Llama 3 takes a word that is a token as it is, whatever its merges give.
-            ignore_merges=pre == "llama-bpe",
+            ignore_merges=pre in _LLAMA3_NAMES,
         )
     )
     if pre == "smollm":
         steps = [pre_tokenizers.Digits(individual_digits=True)]
-    elif pre in ("llama-bpe", "qwen2"):
-        pattern = Regex(_LLAMA_BPE if pre == "llama-bpe" else _QWEN2)
-        steps = [pre_tokenizers.Split(pattern, behavior="isolated")]
+    elif pre in _LLAMA3_NAMES:
+        steps = [pre_tokenizers.Split(Regex(_LLAMA_BPE), behavior="isolated")]
+    elif pre == "qwen2":
+        steps = [pre_tokenizers.Split(Regex(_QWEN2), behavior="isolated")]
+        tokenizer.normalizer = normalizers.NFC()  # as its authors do; llama.cpp leaves it out
+    elif pre == "default":
+        steps = [pre_tokenizers.Split(Regex(each), behavior="isolated") for each in _DEFAULT]
     else:
         steps = []
-    if pre == "qwen2":
-        tokenizer.normalizer = normalizers.NFC()  # as its authors do; llama.cpp leaves it out
-    own_pattern = pre not in ("llama-bpe", "qwen2")
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=own_pattern))
+    gpt2_pattern = pre in ("smollm", "gpt-2")
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=gpt2_pattern))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
