@@ -34,9 +34,10 @@ EXPERIMENTS = {
     "agents.agent": "agents_jax.tools.agent.experiment",
     "agents.toolace_r": "agents_jax.tools.toolace_r.experiment",
 }
-_OF_A_RUN = ("eval", "predict", "generate", "needle")  # modes that read a checkpoint
+_OF_A_RUN = ("eval", "predict", "generate", "export", "needle")  # modes that read a checkpoint
 MODES = (
-    "train", "eval", "predict", "generate", "chat", "serve", "needle", "benchmark", "plan",
+    "train", "eval", "predict", "generate", "export", "chat", "serve", "needle", "benchmark",
+    "plan",
 )  # fmt: skip
 
 _WORKDIR = flags.DEFINE_string(
@@ -47,7 +48,8 @@ _MODE = flags.DEFINE_enum(
     "train",
     MODES,
     "train: train what is not yet trained, evaluate, report. eval: evaluate the best checkpoints. "
-    "predict: write top-k lists. generate: answer prompts. chat: talk to a model. "
+    "predict: write top-k lists. generate: answer prompts. export: write a checkpoint as a Hugging "
+    "Face directory. chat: talk to a model. "
     "serve: answer the OpenAI protocol over HTTP. needle: compare RoPE bases "
     "on needles in long contexts. benchmark: time training and evaluation. plan: what training "
     "would take on machines that are not here.",

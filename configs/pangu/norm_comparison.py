@@ -22,16 +22,27 @@ from pangu_jax.pretraining.config import HeldOutConfig, ScheduleConfig
 VARIANTS = {
     "depth94": Variant("6 models x 3 rates x 2 seeds, 94 layers of width 48, 0.12 M tokens",
                        "33 min", "held-out loss 6.29 DSSN, 6.63 Pre-LN, 7.03 sandwich"),
+    "depth94_long": Variant("the same and plain sandwich with gain c; rate 4e-3, 0.8 M tokens",
+                            "about 2 h on one core", "not measured yet"),
     "depth94_gpu": Variant("the same at width 96 with 1.6 M tokens each, for a GPU",
                            "about 6 min on an H100 (estimated)", "not run to its end"),
     "debug": Variant("2 models of 4 layers, a few steps", "under 1 min", "runs through"),
 }  # fmt: skip
 
 
+# The report does not say whether its plain sandwich starts at 1 or at c, without the square root.
+SCHEMES = {
+    "pre_ln": {"norm_scheme": "pre_ln"},
+    "sandwich": {"norm_scheme": "sandwich", "sandwich_gamma": "one"},
+    "sandwich_c": {"norm_scheme": "sandwich", "sandwich_gamma": "c"},
+    "dssn": {"norm_scheme": "dssn"},
+}
+
+
 def _runs(schemes, rates) -> dict:
     return {
         f"{scheme}_{init}_lr{round(rate * 1e4)}": {
-            "model": {"norm_scheme": scheme, "init": init},
+            "model": {**SCHEMES[scheme], "init": init},
             "schedule": {"learning_rate": rate},
         }
         for scheme in schemes
@@ -74,5 +85,15 @@ def get_config(variant: str = "depth94"):
                 base.train, log_every=5, eval_every=200, checkpoint_every=400, steps_per_dispatch=5
             ),
         )  # fmt: skip
+    if variant == "depth94_long":
+        base = dataclasses.replace(
+            base,
+            schedule=dataclasses.replace(base.schedule, tokens=8e5),
+            train=dataclasses.replace(
+                base.train, log_every=10, eval_every=100, checkpoint_every=50
+            ),
+        )  # fmt: skip
+        runs = _runs(("dssn", "pre_ln", "sandwich", "sandwich_c"), (4e-3,))
+        return as_config_dict(ComparisonConfig(base=base, runs=runs, together=True))
     runs = _runs(("pre_ln", "sandwich", "dssn"), (1e-3, 4e-3, 1.6e-2))
     return as_config_dict(ComparisonConfig(base=base, runs=runs, together=True))

@@ -51,6 +51,10 @@ class ComparisonConfig:
     def __post_init__(self):
         if not self.runs or not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError("a comparison needs runs, and seeds that are distinct")
+        if self.base.initial_weights:
+            raise ValueError(
+                "base.initial_weights: the runs of a comparison start from drawn values"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +148,7 @@ def _groups(config, children) -> list[list[int]]:
 
 def _train_together(members: list[Member], workdir: pathlib.Path) -> int:
     config = members[0].config
-    corpus = open_corpus(config, config.schedule.build())
+    corpus = open_corpus(config, config.phase_schedule())
     name = hashlib.sha256(json.dumps(to_dict(alike(config)), sort_keys=True).encode()).hexdigest()
 
     def diverged(index, step):
@@ -162,7 +166,7 @@ def _train_one(config: PretrainConfig, folder: pathlib.Path) -> int:
     if (folder / DIVERGED).exists():
         _say("diverged before; delete its folder to try again")
         return 0
-    schedule = config.schedule.build()
+    schedule = config.phase_schedule()
     corpus = open_corpus(config, schedule)
     try:
         return experiment.train(config, schedule, corpus, folder)

@@ -24,6 +24,7 @@ class ScheduleConfig:
       phases of the report in small (`PhaseSchedule.rescaled`); 'pangu_ultra_full', unscaled.
     tokens: of the whole run. seq_len, batch_rows: of the first phase. learning_rate: the peak.
     warmup_fraction: share of the steps that warm up.
+    rope_base: of the single phase; None: model.rope_base. The report's phases bring their own.
     """
 
     kind: Literal["single", "pangu_ultra", "pangu_ultra_full"] = "single"
@@ -32,9 +33,17 @@ class ScheduleConfig:
     batch_rows: int = 16
     learning_rate: float = 1e-3
     warmup_fraction: float = 0.02
+    rope_base: float | None = None
 
-    def build(self) -> PhaseSchedule:
-        """The phases and their learning rates."""
+    def __post_init__(self):
+        if self.rope_base is not None and self.kind != "single":
+            raise ValueError(
+                f"schedule.rope_base={self.rope_base} goes with schedule.kind='single'; the phases "
+                f"of {self.kind!r} have bases of their own"
+            )
+
+    def build(self, rope_base: float = 10_000.0) -> PhaseSchedule:
+        """The phases and their learning rates; rope_base: of the model."""
         if self.kind == "pangu_ultra_full":
             return PANGU_ULTRA
         if self.kind == "pangu_ultra":
@@ -43,8 +52,9 @@ class ScheduleConfig:
                 learning_rate=self.learning_rate, warmup_fraction=self.warmup_fraction,
             )  # fmt: skip
         phase = Phase(
-            name="general", tokens=self.tokens, seq_len=self.seq_len, batch_rows=self.batch_rows
-        )
+            name="general", tokens=self.tokens, seq_len=self.seq_len, batch_rows=self.batch_rows,
+            rope_base=self.rope_base or rope_base,
+        )  # fmt: skip
         peak = self.learning_rate
         rate = Rate(until=self.tokens, kind="cosine", start=peak, end=0.1 * peak)
         draft = PhaseSchedule(phases=(phase,), rates=(rate,))
@@ -151,6 +161,25 @@ class NeedleConfig:
             raise ValueError(f"buckets={self.buckets} must be a positive multiple of 4")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """`--mode=export`: a checkpoint as a Hugging Face directory.
+
+    folder: must not exist yet; empty: model/ in the work directory. which: 'best', 'latest', or
+      'auto', the best where there is one. dtype: of the tensors. shard_gb: largest file, in 10^9
+      bytes.
+    """
+
+    folder: str = ""
+    which: Literal["auto", "best", "latest"] = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    shard_gb: float = 4.0
+
+    def __post_init__(self):
+        if self.shard_gb <= 0:
+            raise ValueError(f"shard_gb={self.shard_gb} must be positive")
+
+
 def _mixtures() -> dict[str, Mixture]:
     return {
         name: Mixture(
@@ -164,6 +193,9 @@ def _mixtures() -> dict[str, Mixture]:
 class PretrainConfig:
     """A pre-training run.
 
+    initial_weights: what to go on from instead of drawn values: 'smollm2', a .gguf file, or a
+      Hugging Face directory (docs/weights.md). Their sizes and tokenizer replace those of `model`
+      and `corpus`. Empty: a new model.
     corpus: what the text is and how it becomes tokens. corpus_folder: where that is kept; None: a
       folder of the cache named by the settings, shared by all runs with the same corpus.
     mixtures: by the names that phases use; domains the corpus lacks are left out and the rest
@@ -178,6 +210,7 @@ class PretrainConfig:
     experiment: str = "pangu.pretrain"
     cpu_devices: int = 1
     model: DecoderConfig = dataclasses.field(default_factory=lambda: preset("debug"))
+    initial_weights: str = ""
     corpus: CorpusConfig = dataclasses.field(
         default_factory=lambda: CorpusConfig(sources=day_one_sources())
     )
@@ -188,6 +221,7 @@ class PretrainConfig:
     held_out: HeldOutConfig = HeldOutConfig()
     generate: GenerateConfig = GenerateConfig()
     needle: NeedleConfig = NeedleConfig()
+    export: ExportConfig = ExportConfig()
     layout: Layout = Layout()
     phase_layouts: dict[str, Layout] = dataclasses.field(default_factory=dict)
     z_loss: float = 0.0
@@ -196,3 +230,7 @@ class PretrainConfig:
     def __post_init__(self):
         if self.z_loss < 0:
             raise ValueError(f"z_loss={self.z_loss} must not be negative")
+
+    def phase_schedule(self) -> PhaseSchedule:
+        """The schedule, whose single phase has the model's RoPE base unless it names another."""
+        return self.schedule.build(self.model.rope_base)

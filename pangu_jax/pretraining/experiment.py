@@ -1,4 +1,4 @@
-"""The modes of a pre-training experiment: train, eval, generate, needle, benchmark."""
+"""The modes of a pre-training experiment: train, eval, generate, export, needle, benchmark."""
 
 from __future__ import annotations
 
@@ -24,35 +24,38 @@ from pangu_jax.pretraining.corpus import (
     of_the_run,
     open_corpus,
 )
+from pangu_jax.pretraining.initial_weights import initial_params, with_initial_weights
 from pangu_jax.pretraining.layer_statistics import STATISTICS, LayerStatistics
 from pangu_jax.pretraining.objective import HeldOut, make_loss, with_rope_base
 from pangu_jax.pretraining.placement import check_phase_layouts, divided, over_context
-from pangu_jax.pretraining.report import write_report
+from pangu_jax.pretraining.report import BEFORE, write_report
 from pangu_jax.pretraining.sampling import sample_tokens
 from pangu_jax.training import Workdir, fit
 from pangu_jax.training.checkpoint import Checkpoints
 from pangu_jax.training.load import load_params
 from pangu_jax.training.phases import PhaseSchedule
 from pangu_jax.training.utilisation import utilisation
-from pangu_jax.training.workdir import ALLOWED_CHANGES
+from pangu_jax.training.workdir import ALLOWED_CHANGES, write_json
 
 _MAX_TOKENS = 64  # of a sample whose length is left open
 _MAY_CHANGE = (
     *ALLOWED_CHANGES, "generate.*", "needle.*", "held_out.*", "cpu_devices", "corpus_folder",
-    "corpus.compare", "layout.*", "phase_layouts.*",
+    "corpus.compare", "layout.*", "phase_layouts.*", "export.*",
 )  # fmt: skip
 
 
 def run(mode: str, config: dict[str, Any], workdir: pathlib.Path, command: list[str]) -> int:
     """Runs one mode; returns the process's exit code."""
     experiment = resolve(PretrainConfig, config)
-    modes = {"train": train, "eval": _evaluate, "generate": _generate, "needle": _needle,
-             "benchmark": _benchmark}  # fmt: skip
+    modes = {"train": train, "eval": _evaluate, "generate": _generate, "export": _export,
+             "needle": _needle, "benchmark": _benchmark}  # fmt: skip
     if mode not in modes:
         raise ValueError(f"--mode={mode} does not exist for pre-training; use {', '.join(modes)}.")
-    schedule = experiment.schedule.build()
+    if experiment.initial_weights:
+        experiment = with_initial_weights(experiment, workdir)
+    schedule = experiment.phase_schedule()
     corpus = open_corpus(of_the_run(experiment, workdir), schedule, _say)
-    if mode in ("eval", "generate", "needle"):
+    if mode in ("eval", "generate", "export", "needle"):
         check_corpus(corpus, workdir)
     return modes[mode](experiment, schedule, corpus, workdir)
 
@@ -93,6 +96,7 @@ def _fit_phase(config, schedule, index, corpus, workdir, statistics):
     model = with_rope_base(config.model, phase.rope_base)
     mesh, program = divided(config, phase, model)
     held_out = _held_out(config, schedule, corpus, mesh)
+    initial = _initial(config, index, model, mesh, program, held_out, workdir)
     per_token = model.flops_per_token(phase.seq_len)
     kind, devices = jax.devices()[0].device_kind, jax.device_count()
     batches = corpus.batches(config, schedule, index, mesh).map(_without_domains)
@@ -105,6 +109,7 @@ def _fit_phase(config, schedule, index, corpus, workdir, statistics):
     example = jnp.zeros((1, 8), jnp.int32)
     return fit(
         init_fn=lambda key: Decoder(model).init(key, example)["params"],
+        initial=initial,
         loss_fn=None if program else make_loss(model, config.z_loss),
         dataset=batches,
         config=dataclasses.replace(config.train, steps=schedule.starts()[index + 1]),
@@ -117,6 +122,22 @@ def _fit_phase(config, schedule, index, corpus, workdir, statistics):
         derive=derive,
         division=program,
     )
+
+
+def _initial(config, index, model, mesh, program, held_out, workdir):
+    """Function that gives the initial weights to the first step, or None; their held-out values are
+    noted first, where the step is not divided by hand."""
+    if not config.initial_weights or index or _done(workdir.latest):
+        return None
+    if program is not None:
+        return lambda: initial_params(config, mesh, on_host=True)
+    with jax.set_mesh(mesh):
+        params = initial_params(config, mesh)
+        values = held_out.evaluate(model, params, 0)
+    if jax.process_index() == 0:
+        write_json(workdir.path / BEFORE, values)
+    _say("before: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+    return lambda: params
 
 
 def _without_domains(batch):
@@ -139,13 +160,14 @@ def _done(folder: pathlib.Path) -> int:
 
 
 def _announce(config, schedule, corpus, workdir) -> None:
-    model = config.model
+    model, weights = config.model, config.initial_weights
+    start = f"starting from {weights}" if weights else f"init {model.init}"
     shares = ", ".join(
         f"{d} {w:.0%}" for d, w in next(iter(corpus.mixtures.values())).weights.items()
     )
     _say(
         f"Pre-training {model.num_parameters():,} parameters ({model.num_layers} layers of "
-        f"{model.hidden_dim}, norm {model.norm_scheme}, init {model.init}) on "
+        f"{model.hidden_dim}, norm {model.norm_scheme}, {start}) on "
         f"{schedule.total_tokens:,} tokens in {schedule.total_steps:,} steps, "
         f"{jax.device_count()} {jax.devices()[0].platform} device(s).\n"
         f"Corpus {corpus.folder}: {corpus.train.index['length'].sum():,} training tokens, "
@@ -204,6 +226,24 @@ def _generate(config, schedule, corpus, workdir) -> int:
         phase, model, step, params = _params(config, schedule, mesh, workdir)
         text = _sample(config.generate, phase, model, params, corpus)
     _say(f"step {step:,}\n{config.generate.prompt}{text}")
+    return 0
+
+
+def _export(config, schedule, corpus, workdir) -> int:
+    from pangu_jax.pretraining.export import export_checkpoint
+
+    mesh, wanted = make_mesh(config.train.mesh), config.export
+    folder = pathlib.Path(wanted.folder or pathlib.Path(workdir) / "model")
+    with jax.set_mesh(mesh):
+        phase, model, step, params = _params(config, schedule, mesh, workdir, wanted.which)
+        path = export_checkpoint(
+            config, corpus, model, params, folder=folder, max_length=phase.seq_len
+        )
+    _say(
+        f"Step {step:,} as {wanted.dtype} in {path}. Try it:\npython launch.py "
+        f"--config=configs/pangu/smollm2.py:float32 --mode=generate --config.model={path} "
+        f"--config.generate.raw=True --config.generate.prompt={config.generate.prompt!r}"
+    )
     return 0
 
 

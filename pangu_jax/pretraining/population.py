@@ -191,14 +191,14 @@ class _Run:
         members = [members[place] for place in self.places]
         self.members, self.diverged = members, diverged
         config = members[0].config
-        schedule = config.schedule.build()
+        schedule = config.phase_schedule()
         self.phase = schedule.phases[0]
         self.steps = schedule.total_steps
         self.config = dataclasses.replace(config.train, steps=self.steps)
         self.model = with_rope_base(alike(config).model, self.phase.rope_base)
         self.rates = np.array(
             [
-                [member.config.schedule.build().learning_rate(s) for s in range(self.steps)]
+                [member.config.phase_schedule().learning_rate(s) for s in range(self.steps)]
                 for member in members
             ],
             np.float32,

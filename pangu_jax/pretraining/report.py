@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from typing import Any
 
@@ -14,6 +15,8 @@ from pangu_jax.pretraining.layer_statistics import read_statistics
 from pangu_jax.pretraining.plots import plot_lines
 from pangu_jax.training.metrics_writer import read_metrics
 from pangu_jax.training.phases import PhaseSchedule
+
+BEFORE = "before.json"  # held-out values of the initial weights, in the directory of a run
 
 
 def write_report(
@@ -30,11 +33,13 @@ def write_report(
     train = [r for r in records if r["kind"] == "train"]
     evals = [r for r in records if r["kind"] == "eval"]
     layers = read_statistics(workdir / "layer_statistics.jsonl")
+    before = workdir / BEFORE
+    before = json.loads(before.read_text()) if before.is_file() else {}
     parts = [
         f"# Pre-training, {config.model.num_parameters():,} parameters",
         _setting(config, schedule),
         _phases(schedule),
-        _results(train, evals, best_step),
+        _results(train, evals, best_step, before),
         _curves(folder, train, evals, schedule),
         _layers(folder, layers),
         _vocabulary(corpus),
@@ -82,20 +87,25 @@ def _phases(schedule) -> str:
     return "\n".join(lines)
 
 
-def _results(train, evals, best_step) -> str:
+def _results(train, evals, best_step, before) -> str:
     lines = ["## Results", ""]
     if evals:
         last = evals[-1]
         best = next((r for r in evals if r["step"] == best_step), last)
         lines += [
             f"Held-out documents, best checkpoint (step {best['step']:,}):", "",
-            "| domain | perplexity | bits per byte |", "| --- | ---: | ---: |",
+            "| domain | perplexity | bits per byte |"
+            + " perplexity before | bits per byte before |" * bool(before),
+            "| --- | ---: | ---: |" + " ---: | ---: |" * bool(before),
         ]  # fmt: skip
         for name, value in best["values"].items():
             if name.startswith("perplexity/"):
                 domain = name.partition("/")[2]
                 bits = best["values"][f"bits_per_byte/{domain}"]
-                lines.append(f"| {domain} | {value:.2f} | {bits:.3f} |")
+                line = f"| {domain} | {value:.2f} | {bits:.3f} |"
+                if before:
+                    line += f" {before[name]:.2f} | {before[f'bits_per_byte/{domain}']:.3f} |"
+                lines.append(line)
     if train:
         values = train[-1]["values"]
         rates = [r["time"]["tokens_per_second"] for r in train if "tokens_per_second" in r["time"]]

@@ -85,11 +85,17 @@ class FitResult:
 
 
 class _Dispatch:
-    """A dispatch on its way: where it starts, its host batches, its outputs on the device."""
+    """A dispatch on its way: where it starts, its host batches, its outputs on the device.
 
-    def __init__(self, start: int, fetched: list[Fetched], state_before: Any, outputs: StepOutputs):
+    timed: the clock of the throughput runs meanwhile (not while its program was compiled).
+    """
+
+    def __init__(
+        self, start: int, fetched: list[Fetched], state_before: Any, outputs: StepOutputs,
+        *, timed: bool,
+    ):  # fmt: skip
         self.start, self.fetched, self.state_before = start, fetched, state_before
-        self.outputs = outputs
+        self.outputs, self.timed = outputs, timed
 
 
 def fit(
@@ -249,7 +255,8 @@ class _Run:
             else:
                 self.state = first_state(
                     lambda p, k: arrange(create_state(lambda _: p, optimizer, k)),
-                    donate_argnums=(0,),
+                    # Arrays of the host, cut by hand: there is no memory to take over.
+                    donate_argnums=() if self.divided else (0,),
                 )(self.initial(), key)
             self.data_state = iterator_state(self.iterator)
         # Bests of a future that a killed process saw: this run decides about them anew.
@@ -376,20 +383,18 @@ class _Run:
         )
         if compiling:
             jax.block_until_ready(outputs)
-            self.meter.reset()
             self.meter.start()
-        else:
-            self.meter.add({"steps": size})
-            if self.describe_batch is not None:
-                for item in fetched:
-                    self.meter.add(self.describe_batch(item.batch))
-        launched = _Dispatch(start, fetched, self.data_state, outputs)
+        launched = _Dispatch(start, fetched, self.data_state, outputs, timed=not compiling)
         self.step, self.data_state = start + size, fetched[-1].state
         return launched
 
     def _read(self, dispatch: _Dispatch) -> None:
         """Waits for a dispatch's numbers, adds them to the log, stops at a non-finite one."""
         values = jax.tree.map(np.asarray, jax.device_get(dispatch.outputs))
+        if dispatch.timed:
+            self.meter.add({"steps": len(dispatch.fetched)})
+            for item in dispatch.fetched if self.describe_batch else ():
+                self.meter.add(self.describe_batch(item.batch))
         for i in range(len(dispatch.fetched)):
             step = dispatch.start + i
             row = jax.tree.map(lambda x, i=i: float(x[i]), values)

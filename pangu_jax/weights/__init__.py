@@ -3,7 +3,13 @@
 from pangu_jax.weights.chat import render_chat, render_chat_marked
 from pangu_jax.weights.errors import WeightsError
 from pangu_jax.weights.gguf_import import import_gguf, open_gguf
-from pangu_jax.weights.load import BUILT_IN, LoadedModel, load_weights
+from pangu_jax.weights.load import (
+    BUILT_IN,
+    DescribedModel,
+    LoadedModel,
+    describe_weights,
+    load_weights,
+)
 from pangu_jax.weights.safetensors_export import export_safetensors
 from pangu_jax.weights.safetensors_import import import_safetensors
 from pangu_jax.weights.tokenizer_import import (
@@ -15,10 +21,12 @@ from pangu_jax.weights.tokenizer_import import (
 
 __all__ = [
     "BUILT_IN",
+    "DescribedModel",
     "LoadedModel",
     "LoadedTokenizer",
     "SpecialTokens",
     "WeightsError",
+    "describe_weights",
     "export_safetensors",
     "import_gguf",
     "import_safetensors",

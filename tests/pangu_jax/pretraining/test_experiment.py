@@ -95,14 +95,14 @@ def trained(config, tmp_path_factory):
 
 
 def final_params(config, workdir):
-    schedule = config.schedule.build()
+    schedule = config.phase_schedule()
     mesh = experiment.make_mesh(config.train.mesh)
     _, _, step, params = experiment._params(config, schedule, mesh, workdir, which="latest")
     return step, params
 
 
 def test_phases_follow_one_another_and_the_loss_falls(config, trained):
-    schedule = config.schedule.build()
+    schedule = config.phase_schedule()
     records = [r for r in read_metrics(trained / "metrics.jsonl") if r["kind"] == "train"]
     assert records[-1]["step"] == schedule.total_steps
     for record in records:
@@ -123,7 +123,7 @@ def test_phases_follow_one_another_and_the_loss_falls(config, trained):
 
 def test_the_report_names_every_phase_and_domain(config, trained):
     text = (trained / "report" / "report.md").read_text()
-    for phase in config.schedule.build().phases:
+    for phase in config.phase_schedule().phases:
         assert f"| {phase.name} |" in text
     for needle in ("| english |", "| code |", "loss.png", "gain_post_attn_norm_mean.png",
                    "gain_mlp_norm_std.png", "Prompt: ", "| domain | quota | owned |"):  # fmt: skip
@@ -164,7 +164,7 @@ def test_eval_and_generate_take_the_checkpoint(config, trained, capsys):
     assert "bits_per_byte/english" in out
     # The best step lies in a late phase, whose RoPE base is not the configuration's.
     step = int(re.search(r"Checkpoint of step ([\d,]+)", out)[1].replace(",", ""))
-    assert config.schedule.build().phase_at(step - 1) > 0
+    assert config.phase_schedule().phase_at(step - 1) > 0
     (recorded,) = (r["values"]["loss"] for r in read_metrics(trained / "metrics.jsonl")
                    if r["kind"] == "eval" and r["step"] == step)  # fmt: skip
     assert float(re.search(r"loss +([\d.]+)", out)[1]) == pytest.approx(recorded, abs=6e-5)
@@ -219,7 +219,7 @@ def test_a_corpus_that_is_not_the_run_s_is_refused(config, trained, tmp_path):
     )
     corpus = dataclasses.replace(config.corpus, sources=sources, quotas={"english": 1.0})
     other = dataclasses.replace(config, corpus=corpus, corpus_folder=str(tmp_path / "corpus"))
-    schedule = config.schedule.build()
+    schedule = config.phase_schedule()
     opened = open_corpus(other, schedule)
     with pytest.raises(PretrainError, match="tokenizer of the corpus .* of the run in .*not the"):
         experiment.run("generate", other, trained, [])
@@ -267,7 +267,7 @@ def test_greedy_sampling_equals_the_full_forward_pass(config):
 
 def test_mistakes_are_named(config, tmp_path):
     small = dataclasses.replace(config, model=preset("debug", vocab_size=100))
-    schedule = config.schedule.build()
+    schedule = config.phase_schedule()
     with pytest.raises(PretrainError, match="has 300 tokens.*vocab_size=100"):
         open_corpus(small, schedule)
     nothing = dataclasses.replace(config, mixtures={"general": config.mixtures["general"]})
@@ -288,6 +288,6 @@ def test_mistakes_are_named(config, tmp_path):
 
 
 def test_the_parts_of_the_mixture_that_are_missing_are_said(config):
-    corpus = open_corpus(config, config.schedule.build())
+    corpus = open_corpus(config, config.phase_schedule())
     assert corpus.missing["general"] == ["math"]
     assert corpus.mixtures["general"].weights == pytest.approx({"english": 2 / 3, "code": 1 / 3})

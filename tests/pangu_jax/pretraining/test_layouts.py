@@ -78,7 +78,7 @@ def losses(workdir):
 
 
 def params(config, workdir):
-    schedule = config.schedule.build()
+    schedule = config.phase_schedule()
     mesh = experiment.make_mesh(config.train.mesh)
     return experiment._params(config, schedule, mesh, workdir, which="latest")[3]
 
