@@ -121,9 +121,12 @@ def _environment(marks: tuple[str, str] = ("", "")):
     def refuse(message):
         raise TemplateError(message)
 
-    def to_json(value, indent=None):
+    def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
         # jinja's own filter escapes for HTML, which a prompt is not.
-        return json.dumps(value, ensure_ascii=False, indent=indent)
+        return json.dumps(
+            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+            sort_keys=sort_keys,
+        )  # fmt: skip
 
     def now(pattern):
         return datetime.datetime.now().strftime(pattern)

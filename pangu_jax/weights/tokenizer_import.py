@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pangu_jax.weights.errors import WeightsError, require
 from pangu_jax.weights.gguf_config import Metadata
 from pangu_jax.weights.safetensors_import import read_json
+from pangu_jax.weights.sentencepiece_model import read_sentencepiece
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -86,7 +87,14 @@ def tokenizer_from_gguf(metadata: Metadata) -> LoadedTokenizer:
         if model == "gpt2":
             tokenizer = _byte_level(tokens, get("merges"), get("pre", "default"), source)
         else:
-            tokenizer = _sentence_piece(tokens, types, get("scores"), get, source)
+            if get("scores") is None:
+                raise WeightsError(
+                    f"{source} carries no scores (tokenizer.ggml.scores is missing)."
+                )
+            tokenizer = _sentence_piece(
+                tokens, types, get("scores"),
+                unknown=get("unknown_token_id", 0), prefix=bool(get("add_space_prefix", True)),
+            )  # fmt: skip
         _add_special(tokenizer, tokens, types)
     except WeightsError:
         raise
@@ -107,30 +115,40 @@ def tokenizer_from_gguf(metadata: Metadata) -> LoadedTokenizer:
 
 
 def tokenizer_from_hf(folder: str | Path) -> LoadedTokenizer:
-    """The tokenizer of a directory with tokenizer.json (and tokenizer_config.json, if there).
+    """The tokenizer of a directory: tokenizer.json, or else tokenizer.model (SentencePiece).
+
+    Names of special tokens come from tokenizer_config.json, or where that is silent from
+    special_tokens_map.json; the chat template from chat_template.jinja or tokenizer_config.json.
 
     Raises:
-      WeightsError: no tokenizer.json, one that the library cannot read, or a special token that
-        the vocabulary lacks.
+      WeightsError: no tokenizer, one that cannot be read, or a special token that the vocabulary
+        lacks.
     """
     tokenizers = require("tokenizers")
     folder = Path(folder)
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise WeightsError(f"There is no {path}.")
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise WeightsError(f"{path} is not a tokenizer.json: {error}") from error
+    path, pieces = folder / "tokenizer.json", folder / "tokenizer.model"
     beside = folder / "tokenizer_config.json"
+    older = folder / "special_tokens_map.json"
     values = read_json(beside) if beside.is_file() else {}
+    names = (read_json(older) if older.is_file() else {}) | values
+    if path.is_file():
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise WeightsError(f"{path} is not a tokenizer.json: {error}") from error
+    elif pieces.is_file():
+        path, tokenizer = pieces, _of_pieces(pieces, values)
+    else:
+        raise WeightsError(f"There is no {path}.")
     ids = {}
     for name in ("bos", "eos", "pad", "unk"):
-        token = values.get(f"{name}_token")
+        token = names.get(f"{name}_token")
         text = token.get("content") if isinstance(token, dict) else token
         ids[name] = None if text is None else tokenizer.token_to_id(text)
         if text is not None and ids[name] is None:
             raise WeightsError(f"{beside}: {name}_token {text!r} is not in {path.name}.")
+    if path == pieces and ids["bos"] is not None and values.get("add_bos_token", True):
+        _prepend(tokenizer, tokenizer.id_to_token(ids["bos"]), ids["bos"])
     return LoadedTokenizer(
         tokenizer,
         SpecialTokens(
@@ -142,15 +160,47 @@ def tokenizer_from_hf(folder: str | Path) -> LoadedTokenizer:
     )
 
 
+def _of_pieces(path: Path, values: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of a tokenizer.model and what tokenizer_config.json adds to it."""
+    from tokenizers import AddedToken, Regex, normalizers
+
+    model = read_sentencepiece(path)
+    before = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
+    if model.collapse:
+        before += [
+            normalizers.Replace(Regex(r"\A +| +\z"), ""),
+            normalizers.Replace(Regex(" {2,}"), " "),
+        ]
+    prefix = bool(values.get("add_prefix_space", model.prefix))
+    try:
+        tokenizer = _sentence_piece(
+            model.pieces, model.types, model.scores,
+            unknown=model.unknown, prefix=prefix, before=before,
+        )  # fmt: skip
+        _add_special(tokenizer, model.pieces, model.types)
+    except Exception as error:  # the library raises bare Exception
+        raise WeightsError(f"{path} does not fit together ({error}).") from error
+    added = values.get("added_tokens_decoder") or {}
+    for number, token in sorted(added.items(), key=lambda item: int(item[0])):
+        text, special = token["content"], bool(token.get("special"))
+        tokenizer.add_tokens([AddedToken(text, special=special, normalized=False)])
+        if tokenizer.token_to_id(text) != int(number):
+            raise WeightsError(
+                f"{path.parent / 'tokenizer_config.json'}: token {text!r} has id {number} there; "
+                f"with {path.name} it gets {tokenizer.token_to_id(text)}."
+            )
+    return tokenizer
+
+
 def _template(folder: Path, values: dict[str, Any]) -> str | None:
     beside = folder / "chat_template.jinja"
     if beside.is_file():
         return beside.read_text(encoding="utf-8")
     found = values.get("chat_template")
     if isinstance(found, list):  # several by name; 'default' is the one for plain chats
-        named = {entry["name"]: entry["template"] for entry in found}
-        return named.get("default")
-    return found
+        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
 
 
 def _byte_level(tokens, merges, pre, source) -> Tokenizer:
@@ -189,14 +239,13 @@ def _byte_level(tokens, merges, pre, source) -> Tokenizer:
     return tokenizer
 
 
-def _sentence_piece(tokens, types, scores, get, source) -> Tokenizer:
-    """SentencePiece's BPE: always the pair whose joint piece has the highest score."""
+def _sentence_piece(tokens, types, scores, *, unknown, prefix, before=()) -> Tokenizer:
+    """SentencePiece's BPE: always the pair whose joint piece has the highest score.
+
+    unknown: id. prefix: a space in front of every text. before: normalizers that come first.
+    """
     from tokenizers import Tokenizer, decoders, models, normalizers
 
-    if scores is None:
-        raise WeightsError(f"{source} carries no scores (tokenizer.ggml.scores is missing).")
-    unknown = get("unknown_token_id", 0)
-    prefix = bool(get("add_space_prefix", True))
     vocab = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(
         models.BPE(
@@ -207,7 +256,7 @@ def _sentence_piece(tokens, types, scores, get, source) -> Tokenizer:
             byte_fallback=True,
         )
     )
-    steps = [normalizers.Prepend("▁")] if prefix else []
+    steps = [*before, *([normalizers.Prepend("▁")] if prefix else [])]
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
     back = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if prefix:

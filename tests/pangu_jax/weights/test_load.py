@@ -47,6 +47,13 @@ def test_directory_with_and_without_tokenizer(tmp_path):
     assert load_weights(folder).tokenizer.tokenizer.token_to_id("a") == 2
 
 
+def test_directory_with_tokenizer_model_alone(tmp_path):
+    folder = export_safetensors(CONFIG, files.random_params(CONFIG), tmp_path / "m")
+    tokenizers.sentencepiece_folder(tmp_path / "t")
+    (tmp_path / "t" / "tokenizer.model").rename(folder / "tokenizer.model")
+    assert load_weights(folder).tokenizer.tokenizer.token_to_id("</s>") == 2
+
+
 def test_gguf_through_safetensors_is_the_same_model(tmp_path):
     """Two formats with different row orders of q and k meet in the same tree."""
     tensors = files.gguf_tensors(CONFIG, files.random_params(CONFIG))

@@ -1,6 +1,7 @@
 """Tokenizers: ids of llama.cpp and SentencePiece, files of Hugging Face, chat templates."""
 
 import json
+import struct
 import unicodedata
 
 import pytest
@@ -185,6 +186,91 @@ def test_hugging_face_folder(tmp_path):
     assert tokenizer_from_hf(hf_folder(tmp_path / "o")).special == SpecialTokens()
 
 
+def protocol_buffer(*fields):
+    """(number, value): int, float, bool, text or bytes, in the wire format."""
+    out = b""
+    for number, value in fields:
+        if isinstance(value, float):
+            out += varint(number << 3 | 5) + struct.pack("<f", value)
+        elif isinstance(value, int):
+            out += varint(number << 3) + varint(int(value))
+        else:
+            value = value.encode() if isinstance(value, str) else value
+            out += varint(number << 3 | 2) + varint(len(value)) + value
+    return out
+
+
+def varint(value):
+    out = b""
+    while value > 0x7F:
+        out, value = out + bytes([value & 0x7F | 0x80]), value >> 7
+    return out + bytes([value])
+
+
+def sentencepiece_folder(path, *, model_type=2, collapse=False, settings=None):
+    own = PEER["llama"]
+    pieces = zip(own["tokens"], own["scores"], own["token_type"], strict=True)
+    data = protocol_buffer(
+        *((1, protocol_buffer((1, text), (2, score), (3, kind))) for text, score, kind in pieces),
+        (2, protocol_buffer((3, model_type), (35, True), (40, 0))),
+        (3, protocol_buffer((1, "identity"), (3, True), (4, collapse))),
+    )
+    path.mkdir()
+    (path / "tokenizer.model").write_bytes(data)
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"} | (settings or {})
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    return path
+
+
+def test_tokenizer_model_alone(tmp_path):
+    """As openPangu's directories have it: SentencePiece's file, no tokenizer.json."""
+    own, count = PEER["llama"], len(PEER["llama"]["tokens"])
+    added = {"added_tokens_decoder": {str(count): {"content": "[unused10]", "special": True}}}
+    loaded = tokenizer_from_hf(sentencepiece_folder(tmp_path / "a", settings=added))
+    assert loaded.special == SpecialTokens(bos=1, eos=2, unk=0, add_bos=True)
+    for text, ids in zip(TEXTS, own["ids"], strict=True):
+        assert plain_ids(loaded, text) == ids
+        assert loaded.tokenizer.encode(text).ids == [1, *ids]
+    assert plain_ids(loaded, "a[unused10]")[-1] == count
+    bare = {"add_bos_token": False, "add_prefix_space": False}
+    loaded = tokenizer_from_hf(sentencepiece_folder(tmp_path / "b", settings=bare))
+    assert not loaded.special.add_bos
+    for text, ids in zip(TEXTS, own["ids_without_prefix"], strict=True):
+        assert loaded.tokenizer.encode(text).ids == ids
+    loaded = tokenizer_from_hf(sentencepiece_folder(tmp_path / "c", collapse=True))
+    assert plain_ids(loaded, "  one   two \n a ") == plain_ids(loaded, "one two \n a")
+    assert plain_ids(loaded, "one \n") != plain_ids(loaded, "one\n")
+
+
+def test_tokenizer_model_that_is_not_read(tmp_path):
+    with pytest.raises(WeightsError, match="SentencePiece model of type 1; only BPE"):
+        tokenizer_from_hf(sentencepiece_folder(tmp_path / "a", model_type=1))
+    wrong = {"added_tokens_decoder": {"7": {"content": "[unused10]"}}}
+    with pytest.raises(
+        WeightsError, match=r"token '\[unused10\]' has id 7 there; with tokenizer.m"
+    ):
+        tokenizer_from_hf(sentencepiece_folder(tmp_path / "b", settings=wrong))
+    folder = sentencepiece_folder(tmp_path / "c")
+    path = folder / "tokenizer.model"
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:-3], whole[:100] + b"\xff" * 50, b"\x0a\x02\x0a\xff"):
+        path.write_bytes(damaged)
+        with pytest.raises(WeightsError, match="is damaged or no tokenizer.model"):
+            tokenizer_from_hf(folder)
+
+
+def test_special_tokens_from_the_older_file(tmp_path):
+    folder = hf_folder(tmp_path / "m", {"bos_token": None})
+    older = {"bos_token": {"content": "[E]"}, "eos_token": {"content": "[E]"}, "x_token": "a"}
+    (folder / "special_tokens_map.json").write_text(json.dumps(older))
+    assert tokenizer_from_hf(folder).special == SpecialTokens(eos=1)
+
+
+def test_named_templates_without_a_default(tmp_path):
+    settings = {"chat_template": [{"name": "tool_use", "template": "t"}, "damaged", {}]}
+    assert tokenizer_from_hf(hf_folder(tmp_path / "m", settings)).special.chat_template is None
+
+
 def test_hugging_face_errors(tmp_path):
     with pytest.raises(WeightsError, match="There is no .*tokenizer.json"):
         tokenizer_from_hf(tmp_path)
@@ -206,7 +292,8 @@ def test_chat_template():
         "{{ bos_token }}{% for m in messages %}\n"
         "  {% if m.role == 'system' %}{% continue %}{% endif %}\n"
         "[{{ m['role'] }}]{{ m['content'] | trim }}{{ eos_token }}\n"
-        "{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}"
+        "{% endfor %}{% if tools %}{{ tools | tojson(ensure_ascii=False, sort_keys=True) }}"
+        "{% endif %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}{{ mood }}"
     )
     messages = [{"role": "system", "content": "x"}, {"role": "user", "content": " Grüß <b> "}]
