@@ -95,7 +95,7 @@ def docstring_documents(
                 continue
             if file.stat().st_size > _MAX_FILE_BYTES:
                 continue
-            parts = _docstrings(file.read_bytes())
+            parts = docstrings(file.read_bytes())
             if parts:
                 text = rules.accept("\n\n".join(parts), str(file), log)
                 if text is not None:
@@ -179,7 +179,9 @@ def _distributions(packages: Sequence[str]) -> list[tuple[str, importlib.metadat
     return sorted((n, d) for n, d in found.items() if not wanted or n in wanted)
 
 
-def _docstrings(raw: bytes) -> list[str]:
+def docstrings(raw: bytes) -> list[str]:
+    """Docstrings of at least 200 characters in a Python file, in its order; none if it does not
+    parse."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in other people's code
