@@ -156,8 +156,8 @@ class _Walk:
         except (ValueError, KeyError) as error:
             raise WeightsError(
                 f"{self.source}: tensor {name} has the type number {number}, which is unknown to "
-                "the installed package gguf: the file is damaged or newer than the package "
-                "(`pip install -U gguf`)."
+                "the installed package gguf: the file is damaged, newer than the package (`pip "
+                "install -U gguf`), or of a type that llama.cpp has dropped (such as Q4_0_4_4)."
             ) from error
         elements = math.prod(shape)
         if (shape[-1] if shape else 1) % block:

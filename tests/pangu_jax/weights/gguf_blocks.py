@@ -36,15 +36,26 @@ def matrix(kind: Kind, shape: tuple[int, int], rng: np.random.Generator, *, std=
         return rng.normal(0, std, shape).astype(np.float32)
     if kind in _FROM_VALUES:
         return quantize(rng.normal(0, std, shape).astype(np.float32), kind)
+    blocks, scale = _drawn(kind, shape, rng)
+    unit = dequantize(blocks, kind)
+    _set_scales(blocks, kind, scale * std / np.sqrt(np.mean(unit.astype(np.float64) ** 2)))
+    return blocks.reshape(shape[0], -1)
+
+
+def raw_blocks(kind: Kind, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Blocks of a quantised type, uint8 (n,), the same bits on every machine; scales near 1."""
+    if kind in _FROM_VALUES:
+        return quantize(rng.uniform(-1, 1, shape).astype(np.float32), kind).reshape(-1)
+    return _drawn(kind, shape, rng)[0].reshape(-1)
+
+
+def _drawn(kind, shape, rng) -> tuple[np.ndarray, np.ndarray]:
     elements, width = gguf.GGML_QUANT_SIZES[kind]
     blocks = np.frombuffer(rng.bytes(shape[0] * shape[1] // elements * width), np.uint8)
     blocks = blocks.reshape(-1, width).copy()
     scale = rng.uniform(0.5, 1.5, len(blocks))
     _set_scales(blocks, kind, scale)
-    unit = dequantize(blocks, kind)
-    scale *= std / np.sqrt(np.mean(unit.astype(np.float64) ** 2))
-    _set_scales(blocks, kind, scale)
-    return blocks.reshape(shape[0], -1)
+    return blocks, scale
 
 
 def _set_scales(blocks: np.ndarray, kind: Kind, scale: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 log-probabilities and ours."""
 
 import dataclasses
+import hashlib
 import json
 import zlib
 
@@ -13,10 +14,12 @@ import pytest
 import test_tokenizer_import as tokenizers
 import weight_files as files
 from gguf import GGMLQuantizationType as Kind
-from gguf_blocks import KINDS, matrix
+from gguf_blocks import KINDS, matrix, raw_blocks
 
 from pangu_jax.models import Decoder
 from pangu_jax.weights import import_gguf
+from pangu_jax.weights.gguf_header import StoredTensor
+from pangu_jax.weights.gguf_import import GgufFile
 
 WIDE = dataclasses.replace(
     files.SMALL, vocab_size=600, hidden_dim=256, mlp_dim=512, num_heads=4, num_kv_heads=2,
@@ -123,8 +126,6 @@ def test_log_probabilities_are_those_of_llama_cpp(tmp_path, name):
 
 def test_comparison_sees_scales_that_are_wrong(tmp_path, monkeypatch):
     """A half of every block's scale in one layer's MLP, or rows in another order, is seen."""
-    from pangu_jax.weights.gguf_import import GgufFile
-
     read = GgufFile.read
     for part, change in (
         ("blk.0.ffn_down.weight", lambda array: array / 2),
@@ -139,3 +140,37 @@ def test_comparison_sees_scales_that_are_wrong(tmp_path, monkeypatch):
         )
         mean = compare(write(tmp_path / "m.gguf", "Q4_K"), "Q4_K", PEER)[1]
         assert mean > 2 * ROUNDED[1]
+
+
+def stored_blocks(shape):
+    """A matrix of every quantised type, as an opened file would hold it."""
+    tensors = {}
+    for kind in KINDS:
+        if kind not in (Kind.F32, Kind.F16, Kind.BF16):
+            blocks = raw_blocks(kind, shape, np.random.default_rng(zlib.crc32(kind.name.encode())))
+            tensors[kind.name] = StoredTensor(kind, tuple(shape), np.ascontiguousarray(blocks))
+    return GgufFile("blocks", None, tensors)
+
+
+def digest(array):
+    """Of float32 values; 0 and -0 are one."""
+    return hashlib.sha256((array + np.float32(0)).tobytes()).hexdigest()[:16]
+
+
+BLOCKS = json.loads((files.FIXTURES / "gguf_blocks.json").read_text())
+
+
+@pytest.mark.parametrize("name", sorted(BLOCKS["digests"]))
+def test_values_are_those_of_ggml_to_the_bit(name):
+    file = stored_blocks(BLOCKS["shape"])
+    assert file.tensors.keys() == BLOCKS["digests"].keys()
+    values = file.read(name)
+    assert np.isfinite(values).all() and values.std() > 0.1
+    assert digest(values) == BLOCKS["digests"][name]
+    # The same in another type, and where a tensor is expanded in several pieces.
+    for chunk in (512, 1 << 20):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pangu_jax.weights.gguf_import._CHUNK", chunk)
+            np.testing.assert_array_equal(file.read(name), values)
+            narrow = file.read(name, np.float16)
+            np.testing.assert_array_equal(narrow, values.astype(np.float16))

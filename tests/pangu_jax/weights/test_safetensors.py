@@ -224,6 +224,17 @@ def test_missing_and_misshapen_tensors_are_named(tmp_path):
         import_safetensors(peer_folder(tmp_path / "b", "llama", cut))
 
 
+@pytest.mark.parametrize("dtype", [np.float64, ml_dtypes.float8_e4m3fn])
+def test_types_that_are_not_read(tmp_path, dtype):
+    key = "model.layers.1.mlp.up_proj.weight"
+
+    def store(tensors):
+        tensors[key] = tensors[key].astype(dtype)
+
+    with pytest.raises(WeightsError, match=f"Tensor {key} is stored as F.*; read are F32, BF16"):
+        import_safetensors(peer_folder(tmp_path / "m", "llama", store))
+
+
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
 def test_truncated_file(tmp_path, share):
     folder = peer_folder(tmp_path / "m", "llama")
