@@ -106,6 +106,14 @@ def _existing(path: str | os.PathLike) -> Path:
             f"There is no file or directory {path}; give a .gguf file, a directory with "
             f"config.json and *.safetensors, or one of: {', '.join(BUILT_IN)}."
         )
+    inside = sorted(each.name for each in Path(path).glob("*.gguf"))
+    if inside and not (Path(path) / CONFIG).is_file():
+        raise WeightsError(
+            f"{path} holds GGUF files ({', '.join(inside[:3])}); name one of them (of a split one, "
+            "any part)."
+        )
+    if Path(path).suffix == ".safetensors":
+        raise WeightsError(f"{path} is not enough; name the directory, which has config.json too.")
     return Path(path)
 
 

@@ -136,6 +136,9 @@ def tokenizer_from_hf(folder: str | Path) -> LoadedTokenizer:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise WeightsError(f"{path} is not a tokenizer.json: {error}") from error
+        # Left there by whoever trained last; transformers, too, cuts and pads only when told to.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
     elif pieces.is_file():
         path, tokenizer = pieces, _of_pieces(pieces, values)
     else:
@@ -145,7 +148,8 @@ def tokenizer_from_hf(folder: str | Path) -> LoadedTokenizer:
         token = names.get(f"{name}_token")
         text = token.get("content") if isinstance(token, dict) else token
         ids[name] = None if text is None else tokenizer.token_to_id(text)
-        if text is not None and ids[name] is None:
+        # The model never sees padding, so a name that was never given an id does no harm.
+        if text is not None and ids[name] is None and name != "pad":
             raise WeightsError(f"{beside}: {name}_token {text!r} is not in {path.name}.")
     if path == pieces and ids["bos"] is not None and values.get("add_bos_token", True):
         _prepend(tokenizer, tokenizer.id_to_token(ids["bos"]), ids["bos"])

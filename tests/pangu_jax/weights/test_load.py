@@ -103,6 +103,17 @@ def test_a_tokenizer_that_is_larger_than_the_vocabulary(tmp_path):
     assert load_weights(shrunk, tokenizer=False).tokenizer is None
 
 
+def test_paths_that_are_nearly_right(tmp_path):
+    params = files.random_params(CONFIG)
+    (tmp_path / "a").mkdir()
+    files.write_gguf(tmp_path / "a" / "m.gguf", CONFIG, files.gguf_tensors(CONFIG, params))
+    with pytest.raises(WeightsError, match=r"holds GGUF files \(m.gguf\); name one"):
+        load_weights(tmp_path / "a")
+    folder = export_safetensors(CONFIG, params, tmp_path / "b")
+    with pytest.raises(WeightsError, match="name the directory, which has config.json"):
+        load_weights(folder / "model.safetensors")
+
+
 def test_unknown_path():
     with pytest.raises(WeightsError, match="no file or directory smollm3; .*one of: smollm2"):
         load_weights("smollm3")

@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 import weight_files as files
-from tokenizers import Tokenizer, models, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from pangu_jax.weights import (
     LoadedTokenizer,
@@ -264,6 +264,19 @@ def test_special_tokens_from_the_older_file(tmp_path):
     older = {"bos_token": {"content": "[E]"}, "eos_token": {"content": "[E]"}, "x_token": "a"}
     (folder / "special_tokens_map.json").write_text(json.dumps(older))
     assert tokenizer_from_hf(folder).special == SpecialTokens(eos=1)
+
+
+def test_truncation_and_padding_left_by_training_are_off(tmp_path):
+    folder = hf_folder(tmp_path / "m", {"bos_token": "[B]", "pad_token": "[PAD]"})
+    path = str(folder / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=8, pad_id=3, pad_token="?")
+    tokenizer.save(path)
+    loaded = tokenizer_from_hf(folder)
+    assert loaded.tokenizer.encode("a " * 6).ids == [0] + [2] * 6
+    assert loaded.special == SpecialTokens(bos=0, add_bos=True)  # a pad without an id is none
 
 
 def test_named_templates_without_a_default(tmp_path):
