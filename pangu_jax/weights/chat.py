@@ -98,7 +98,7 @@ def _render(loaded, messages, marks, *, tools=None, add_generation_prompt=False,
             eos_token=text(special.eos),
             pad_token=text(special.pad),
             unk_token=text(special.unk),
-            **variables,
+            **({"documents": None} | variables),  # templates ask whether it is none
         )
     except jinja2.exceptions.SecurityError as error:
         raise WeightsError(f"The chat template does what is not allowed: {error}") from error

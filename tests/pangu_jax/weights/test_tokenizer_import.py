@@ -313,6 +313,9 @@ def test_chat_template():
     text = chat(template, messages, tools=[{"name": "ü&"}], mood="!")
     assert text == '[B][user]Grüß <b>[E]\n[{"name": "ü&"}][assistant]!'
     assert chat(template, messages, add_generation_prompt=False) == "[B][user]Grüß <b>[E]\n"
+    asked = "{{ tools is none }} {{ documents is none }} {{ mood is defined }}"
+    assert chat(asked) == "True True False"
+    assert chat(asked, tools=[], documents=["d"], mood="!") == "False False True"
 
 
 @pytest.mark.parametrize(
