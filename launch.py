@@ -225,4 +225,9 @@ def run() -> None:
 
 
 if __name__ == "__main__":
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    from pangu_jax.huge_pages import restart_with_huge_pages
+
+    restart_with_huge_pages()
     run()

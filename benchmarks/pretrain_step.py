@@ -12,6 +12,8 @@ do the same. Rows: ours ('pre_ln'), the same with documents packed into rows ('p
 and positions, as in our training runs), our own norm scheme ('dssn'), the two peers. All processes
 live at the same time and take turns, so that what else runs on the machine falls on all of them;
 `ratio` is the median over rounds of the peer's step time over that of 'pre_ln' in the same round.
+Our rows run with huge pages, as launch.py runs (--huge_pages=all gives them to all, none to none).
+On a processor that is not Intel's --mkl=intel shows the peers as they would be there.
 torch.compile needs a C++ compiler. Prints JSON lines.
 """
 
@@ -32,6 +34,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.peers.environment import HUGE_PAGES, huge_pages, intel_mkl  # noqa: E402
 from benchmarks.peers.timed_turns import answer_turns, tell, warm_up  # noqa: E402
 
 OURS, PEERS = ("pre_ln", "packed", "dssn"), ("torch_eager", "torch_compile")
@@ -51,6 +54,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5, help="Steps of a turn.")
     parser.add_argument("--warm_up", type=int, default=4, help="Steps before; losses compared.")
     parser.add_argument("--threads", type=int, default=len(_cores()), help="Cores of every side.")
+    parser.add_argument("--huge_pages", choices=HUGE_PAGES, default="ours", help="Who gets them.")
+    parser.add_argument("--mkl", choices=("as_is", "intel"), default="as_is", help="Of the peers.")
     parser.add_argument("--rows", default=",".join(OURS + PEERS), help="What to run.")
     parser.add_argument("--changes", default="{}", help="JSON: fields of our DecoderConfig.")
     parser.add_argument("--tokens", help=argparse.SUPPRESS)  # internal: file of the tokens
@@ -150,13 +155,17 @@ def packed_batch(options, rows):
 class Side:
     """One row's process; `report` is what it said after its warm-up."""
 
-    def __init__(self, name: str, command: list[str], scratch: pathlib.Path):
+    def __init__(
+        self, name: str, command: list[str], scratch: pathlib.Path,
+        environment: dict[str, str] | None = None,
+    ):  # fmt: skip
         self.name, self.turns = name, []
         self._log = scratch / f"{name}.log"
         environment = os.environ | {
             # Cold caches: what compilation costs is measured.
             "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
             "JAX_PLATFORMS": "cpu",
+            **(environment or {}),
         }
         with open(self._log, "w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
@@ -269,7 +278,17 @@ def main() -> None:
             f"--folder={folder}", f"--optimizer={json.dumps(OPTIMIZER)}", *common,
         ]  # fmt: skip
         commands |= {"torch_eager": peer, "torch_compile": [*peer, "--compile"]}
-        sides = [Side(name, commands[name], scratch) for name in names if name not in missing]
+        pages = huge_pages()
+        given = {"all": OURS + PEERS, "ours": OURS, "none": ()}[options.huge_pages]
+        mkl = intel_mkl(scratch) if options.mkl == "intel" else {}
+        sides = [
+            Side(
+                name, commands[name], scratch,
+                (pages if name in given else {}) | (mkl if name in PEERS else {}),
+            )
+            for name in names
+            if name not in missing
+        ]  # fmt: skip
         for _ in range(options.rounds):
             for side in sides:
                 time.sleep(0.3)  # the threads of the one before go to sleep
@@ -284,6 +303,8 @@ def main() -> None:
                 "threads": options.threads,
                 "rounds": options.rounds,
                 "steps": options.steps,
+                "huge_pages": options.huge_pages if pages else "none",
+                "mkl": options.mkl,
                 "python": platform.python_version(),
                 "processor": _processor(),
             }

@@ -16,6 +16,7 @@ pangu_jax/kernels/timing.py); all cases are compiled before the first is timed.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 
@@ -25,6 +26,8 @@ import numpy as np
 from absl import app, flags
 
 from pangu_jax.kernels.segment_attention import segment_attention
+from pangu_jax.kernels.segment_attention.xla import segment_attention_xla
+from pangu_jax.kernels.segment_attention.xla_short import segment_attention_short
 from pangu_jax.kernels.timing import alone, compile_all, matmul_tflops, measure
 
 # Batch, length, query heads, key-value heads, head width. The first three are shapes of published
@@ -34,6 +37,14 @@ CONFIGS = {
     "gqa": (32, 4096, 32, 8, 128),
     "narrow": (2, 8192, 32, 32, 64),
     "smol": (4, 2048, 9, 3, 64),
+    "cpu_5m": (8, 256, 6, 2, 24),
+}
+# The two forms that 'xla' chooses from.
+XLA_FORMS = {
+    "xla_loop": segment_attention_xla,
+    "xla_short": lambda q, k, v, *, q_segment_ids, kv_segment_ids, scale: segment_attention_short(
+        q, k, v, segment_ids=q_segment_ids, scale=scale
+    ),
 }
 
 # Products of a pass by the products of the forward one.
@@ -45,7 +56,7 @@ _BATCH = flags.DEFINE_integer("batch", 0, "Rows, in place of the configs' own; 0
 _DOCUMENTS = flags.DEFINE_list("documents", ["1", "4"], "Documents packed into a row.")
 _IMPLEMENTATIONS = flags.DEFINE_list(
     "implementations", ["dense", "xla"],
-    "Of dense, xla, cudnn, splash, pallas_gpu, pallas_tpu, auto.",
+    "Of dense, xla, cudnn, splash, pallas_gpu, pallas_tpu, auto; xla_loop, xla_short.",
 )  # fmt: skip
 _DTYPE = flags.DEFINE_enum("dtype", "f32", ["f32", "bf16"], "Type of q, k, v.")
 _LOCK = flags.DEFINE_string(
@@ -73,11 +84,11 @@ def inputs(shape, documents, dtype):
 def call(width, implementation, mode):
     """The function of (q, k, v, ids or None) that is timed."""
 
+    named = functools.partial(segment_attention, implementation=implementation)
+    attention = XLA_FORMS.get(implementation, named)
+
     def forward(q, k, v, ids):
-        return segment_attention(
-            q, k, v, q_segment_ids=ids, kv_segment_ids=ids, scale=width**-0.5,
-            implementation=implementation,
-        )  # fmt: skip
+        return attention(q, k, v, q_segment_ids=ids, kv_segment_ids=ids, scale=width**-0.5)
 
     def training(q, k, v, ids):
         out, pull = jax.vjp(lambda *x: forward(*x, ids), q, k, v)

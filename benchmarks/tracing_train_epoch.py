@@ -31,6 +31,7 @@ from absl import app, flags
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks import tracing_train_step as steps
+from benchmarks.peers.environment import huge_pages, intel_mkl
 from benchmarks.peers.timed_turns import answer_turns, tell, warm_up
 from benchmarks.pretrain_step import ROOT, Side
 
@@ -159,7 +160,7 @@ def compare(model: str, shape: dict, windows: pathlib.Path, answers: int) -> Non
     """Runs one model on both sides and prints a line for each."""
     common = [f"--threads={steps.threads()}"]
     ours = [sys.executable, __file__, *sys.argv[1:], f"--side={model}", *common]
-    sides = [Side("ours", ours, windows.parent)]
+    sides = [Side("ours", ours, windows.parent, huge_pages())]
     if flags.FLAGS.peer_python:
         peer = [
             flags.FLAGS.peer_python, str(ROOT / "benchmarks" / "peers" / "pykt_train_epoch.py"),
@@ -167,7 +168,8 @@ def compare(model: str, shape: dict, windows: pathlib.Path, answers: int) -> Non
             f"--windows={windows}", f"--optimizer={json.dumps(steps.OPTIMIZER)}",
             f"--batch={BATCH}", *common,
         ]  # fmt: skip
-        sides.append(Side("pykt", peer, windows.parent))
+        mkl = intel_mkl(windows.parent) if flags.FLAGS.mkl == "intel" else {}
+        sides.append(Side("pykt", peer, windows.parent, mkl))
     for _ in range(flags.FLAGS.rounds):
         for side in sides:
             time.sleep(0.3)  # the threads of the one before go to sleep

@@ -34,6 +34,7 @@ from absl import app, flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from benchmarks.peers.environment import huge_pages, intel_mkl
 from benchmarks.peers.timed_turns import answer_turns, tell, warm_up
 from benchmarks.pretrain_step import ROOT, Side
 
@@ -65,6 +66,7 @@ _WARM_UP = flags.DEFINE_integer("warm_up", 2, "Steps before the first turn.", lo
 _THREADS = flags.DEFINE_integer("threads", 0, "Cores of every side; 0: all.")
 _COMPILE = flags.DEFINE_bool("compile", False, "Also the peer by torch.compile.")
 _EVALUATION = flags.DEFINE_bool("evaluation", False, "Also time passes without gradients.")
+_MKL = flags.DEFINE_enum("mkl", "as_is", ["as_is", "intel"], "See benchmarks/peers/environment.py.")
 _SIDE = flags.DEFINE_string("side", None, "Internal: be our side of this model.")
 _DATA = flags.DEFINE_string("data", None, "Internal: npz file of the answers.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "Internal: where to write the initial weights.")
@@ -353,16 +355,17 @@ def compare(model: str, scratch: pathlib.Path) -> list[str]:
     ours = [
         sys.executable, __file__, *sys.argv[1:], f"--side={model}", f"--data={data}", *common,
     ]  # fmt: skip
-    sides = [Side("ours", ours, scratch)]
+    mkl = intel_mkl(scratch) if _MKL.value == "intel" else {}
+    sides = [Side("ours", ours, scratch, huge_pages())]
     if _PEER.value:
         peer = [
             _PEER.value, str(ROOT / "benchmarks" / "peers" / "pykt_train_step.py"),
             f"--model={model}", f"--sizes={json.dumps(peer_arguments(model, shape))}",
             f"--batches={data}", f"--optimizer={json.dumps(OPTIMIZER)}", *common,
         ]  # fmt: skip
-        sides.append(Side("pykt", peer, scratch))
+        sides.append(Side("pykt", peer, scratch, mkl))
         if _COMPILE.value:
-            sides.append(Side("pykt_compile", [*peer, "--compile"], scratch))
+            sides.append(Side("pykt_compile", [*peer, "--compile"], scratch, mkl))
     take_turns(sides, 1)
     differ = []
     lines = {side.name: timings(side, sides[0]) for side in sides}

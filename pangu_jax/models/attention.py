@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from pangu_jax.models.config import DecoderConfig
 from pangu_jax.models.context import AttentionContext, visibility
@@ -16,6 +17,7 @@ from pangu_jax.models.init import weight_std
 from pangu_jax.models.norm import RMSNorm
 from pangu_jax.models.ops import LOCAL, BlockOps
 from pangu_jax.models.projection import Weights, constrain
+from pangu_jax.models.remat import WEIGHT_PRODUCTS
 from pangu_jax.models.rope import apply_rope
 
 
@@ -49,11 +51,11 @@ class Attention(nn.Module):
             weights("v", cfg.num_kv_heads, axes[2]),
             strict=True,
         )
+        products = self.ops.products(("btd,dnh->btnh",) * 3, x, kernels)
+        products = checkpoint_name(products, WEIGHT_PRODUCTS)
         q, k, v = (
             constrain(y if bias is None else y + bias, "batch", "sequence", axis, "head_dim")
-            for y, bias, axis in zip(
-                self.ops.products(("btd,dnh->btnh",) * 3, x, kernels), biases, axes, strict=True
-            )
+            for y, bias, axis in zip(products, biases, axes, strict=True)
         )
         if cfg.qk_norm:
             q, k = RMSNorm(cfg, name="q_norm")(q), RMSNorm(cfg, name="k_norm")(k)
@@ -71,4 +73,5 @@ class Attention(nn.Module):
             cfg.dtype, bias_rank=int(cfg.out_bias), name="o",
         )()  # fmt: skip
         out = self.ops.product_back("btnh,nhd->btd", out, kernel)
+        out = checkpoint_name(out, WEIGHT_PRODUCTS)
         return out if bias is None else out + bias, cache

@@ -91,7 +91,7 @@ class DecoderConfig:
     tie_embeddings: bool = False
 
     dtype: str = "float32"
-    remat: str = "none"  # none | nothing | dots | products
+    remat: str = "none"  # none | nothing | attention | dots | products
     scan_unroll: bool = False  # True unrolls the layer loop: slower to compile, no slicing
     attention_implementation: str = "auto"
     norm_implementation: str = "auto"

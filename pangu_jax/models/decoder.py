@@ -178,15 +178,19 @@ class Decoder(nn.Module):
         *,
         cache: KVCache | None = None,
         capture: tuple[str, ...] = (),
+        row_order: bool = False,
     ) -> DecoderOutput:
         """Hidden states, the head and whatever else was asked for; never the logits.
 
         Arguments as in `__call__`; `capture` names entries of `DecoderOutput.captured`. Capturing
         does not change any other result.
+
+        row_order: documents lie in their rows in order, so that attention, for which `positions`
+          are no news then, can skip the future without looking. Without a cache only.
         """
         cfg = self.config
         _check(tokens, segment_ids, positions, capture)
-        context, cache = _context(cfg, tokens, segment_ids, positions, cache)
+        context, cache = _context(cfg, tokens, segment_ids, positions, cache, row_order)
         with jax.named_scope("embed"):
             x, table = Embedding(cfg, name="embed")(tokens)
             x = constrain(x, *RESIDUAL)
@@ -233,11 +237,13 @@ def _check(tokens, segment_ids, positions, capture):
             raise ValueError(f"capture={name!r} is unknown; allowed: {', '.join(CAPTURES)}.")
 
 
-def _context(cfg, tokens, segment_ids, positions, cache):
+def _context(cfg, tokens, segment_ids, positions, cache, row_order):
     """(what the layers share, the cache with its new slots labelled)."""
     order = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     if cache is None:
         rope = rope_tables(cfg, order if positions is None else positions)
+        if row_order:
+            positions = None
         context = AttentionContext(rope, segment_ids, segment_ids, positions, positions)
         return context, None
     if positions is None:

@@ -106,14 +106,17 @@ class _Sums(NamedTuple):
 
 
 def _visit(z_loss, vocabulary, head, x):
-    """Sums of one chunk, and what its gradient needs: logits, log-normalisers, one-hot labels."""
+    """Sums of one chunk, and what its gradient needs: the softmax as (exponentials, their sums),
+    log-normalisers, one-hot labels."""
     hidden, labels, weights = x
     logits = constrain(logits_of(hidden, head), "batch", None, "vocab")
     columns, counts = vocabulary.columns(logits.shape[-1])
     if counts is not None:
         logits = jnp.where(counts, logits, jnp.finfo(logits.dtype).min)
     top = vocabulary.max(jnp.max(logits, axis=-1))
-    norm = top + jnp.log(vocabulary.sum(jnp.sum(jnp.exp(logits - top[..., None]), axis=-1)))
+    powers = jnp.exp(logits - top[..., None])
+    total = vocabulary.sum(jnp.sum(powers, axis=-1))
+    norm = top + jnp.log(total)
     # A comparison instead of a gather: it splits over the vocabulary without moving logits.
     hot = labels[..., None] == columns
     own = vocabulary.sum(jnp.sum(jnp.where(hot, logits, 0), axis=-1))
@@ -122,7 +125,7 @@ def _visit(z_loss, vocabulary, head, x):
     z = jnp.where(counted, weights * z_loss * jnp.square(norm), 0)
     correct = jnp.where(counted, weights * (own >= top), 0)
     sums = _Sums(*map(jnp.sum, (nll + z, nll, z, correct)))
-    return sums, (logits, norm, hot)
+    return sums, (powers, total, norm, hot)
 
 
 def _zero_sums(weights):
@@ -144,8 +147,9 @@ def _sums_forward(z_loss, vocabulary, hidden, head, labels, weights):
     def step(carry, x):
         old, d_head = carry
         h, _, w = x
-        sums, (logits, norm, hot) = _visit(z_loss, vocabulary, head, x)
-        p = jnp.exp(logits - norm[..., None]) * (1 + 2 * z_loss * norm)[..., None]
+        sums, (powers, total, norm, hot) = _visit(z_loss, vocabulary, head, x)
+        # The exponentials of the sum once more: they cost more than what else is done to a logit.
+        p = powers * ((1 + 2 * z_loss * norm) / total)[..., None]
         d_logits = jnp.where((w != 0)[..., None], w[..., None] * (p - hot), 0).astype(dtype)
         d_hidden = jnp.einsum("bcv,dv->bcd", d_logits, head.astype(dtype))
         d_head += jnp.einsum("bcd,bcv->dv", h, d_logits, preferred_element_type=d_head.dtype)

@@ -41,7 +41,7 @@ PRESETS: dict[str, DecoderConfig] = {
     # Same shape of network (7/3 MLP, GQA, deep for its width) at sizes a laptop trains.
     "cpu_5m": DecoderConfig(
         vocab_size=8192, num_layers=12, hidden_dim=144, mlp_dim=336,
-        num_heads=6, num_kv_heads=2, head_dim=24, remat="products", loss_chunk=64,
+        num_heads=6, num_kv_heads=2, head_dim=24, remat="products", loss_chunk=32,
         **_PANGU,
     ),
     "debug": DecoderConfig(

@@ -9,18 +9,19 @@ import jax
 
 from pangu_jax.kernels.segment_attention.reference import ATTENTION_RESIDUALS
 
-# 'nothing' recomputes the whole block; 'dots' keeps the results of weight products (no batch
-# dimension in the product), so that attention and elementwise work alone are done twice;
-# 'products' keeps attention's result too (of implementations that name it: 'xla' and the Pallas
-# ones), which leaves norms, rotations and activations. On a CPU it was measured faster than 'none'
-# for a narrow model: page faults of fresh memory for residuals cost more than doing those twice.
+# The name of what blocks get from their weight products. By name, because JAX's own policy for
+# products does not see those inside functions with a gradient of their own.
+WEIGHT_PRODUCTS = "weight_products"
+
+# 'nothing' recomputes the whole block; 'attention' keeps attention's result (of implementations
+# that name it: 'xla' and the Pallas ones); 'dots' keeps the results of weight products, so that
+# attention and elementwise work alone are done twice; 'products' keeps both, which leaves norms,
+# rotations and activations.
 REMAT_POLICIES: dict[str, Callable[..., bool]] = {
     "nothing": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "products": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(ATTENTION_RESIDUALS),
-    ),
+    "attention": jax.checkpoint_policies.save_only_these_names(ATTENTION_RESIDUALS),
+    "dots": jax.checkpoint_policies.save_only_these_names(WEIGHT_PRODUCTS),
+    "products": jax.checkpoint_policies.save_only_these_names(ATTENTION_RESIDUALS, WEIGHT_PRODUCTS),
 }
 
 

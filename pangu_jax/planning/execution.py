@@ -24,6 +24,7 @@ RECOMPUTED: dict[str, tuple[str, ...]] = {
     "none": (),
     "products": ("pointwise",),
     "dots": ("attention", "pointwise"),
+    "attention": (*PRODUCTS, "pointwise"),
     "nothing": PARTS,
 }
 

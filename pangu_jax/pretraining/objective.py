@@ -21,14 +21,17 @@ from pangu_jax.training.state import LossSums
 
 
 def make_loss(config: DecoderConfig, z_loss: float = 0.0) -> Callable[..., LossSums]:
-    """(params, batch, key) -> LossSums over the tokens that have a label."""
+    """(params, batch, key) -> LossSums over the tokens that have a label.
+
+    Documents lie in the rows of a batch in order, as `text_batches` packs them.
+    """
     model = Decoder(config)
 
     def loss(params, batch, rng):
         del rng  # no dropout: the paper mentions none
         out = model.apply(
             {"params": params}, batch["tokens"], batch["segment_ids"], batch["positions"],
-            method="run",
+            row_order=True, method="run",
         )  # fmt: skip
         return cross_entropy(
             out.hidden, out.head, batch["labels"], chunk=config.loss_chunk, z_loss=z_loss

@@ -20,9 +20,9 @@ from pangu_jax.kernels import measured
 
 
 def _xla():
-    from pangu_jax.kernels.segment_attention.xla import segment_attention_xla
+    from pangu_jax.kernels.segment_attention.xla_short import segment_attention_on_xla
 
-    return segment_attention_xla
+    return segment_attention_on_xla
 
 
 def _dense():

@@ -83,7 +83,7 @@ def attend_forward_xla(
     static, *padded = _padded(q, k, v, ids, scale, window, block_q, block_k)
     acc = jnp.promote_types(q.dtype, jnp.float32)
     out, log_sums = _forward_blocks(static, *padded, acc)
-    lse = _join(log_sums[..., None], static.block_q, q.shape[2] // k.shape[2])[..., 0]
+    lse = join(log_sums[..., None], static.block_q, q.shape[2] // k.shape[2])[..., 0]
     lse = jnp.where(lse > jnp.finfo(acc).min, lse, -jnp.inf)
     return out[:, : q.shape[1]], lse[:, : q.shape[1]]
 
@@ -109,9 +109,9 @@ def attend_backward_xla(
     ids = _Ids(q_segment_ids, kv_segment_ids, q_positions, kv_positions)
     static, *padded = _padded(q, k, v, ids, scale, window, block_q, block_k)
     # Rows that see nothing are masked; a finite number there keeps the exponential finite too.
-    lse = _pad(jnp.where(jnp.isneginf(lse), 0, lse), static.block_q)
-    log_sums = _split(lse[..., None], static.block_q, q.shape[2] // k.shape[2])[..., 0]
-    out, d_out = _pad(out, static.block_q), _pad(d_out, static.block_q)
+    lse = pad(jnp.where(jnp.isneginf(lse), 0, lse), static.block_q)
+    log_sums = split(lse[..., None], static.block_q, q.shape[2] // k.shape[2])[..., 0]
+    out, d_out = pad(out, static.block_q), pad(d_out, static.block_q)
     types = (jnp.promote_types(q.dtype, jnp.float32),) * 3
     dq, dk, dv = _backward_blocks(static, *padded, out, log_sums, d_out, types)
     return dq[:, : q.shape[1]], dk[:, : k.shape[1]], dv[:, : v.shape[1]]
@@ -122,29 +122,29 @@ def _padded(q, k, v, ids, scale, window, block_q, block_k):
     queries, keys = q.shape[1], k.shape[1]
     block_q, block_k = block_q or default_block(), block_k or default_block()
     static = _Static(float(scale), window, min(block_q, queries), min(block_k, keys))
-    q, k, v = _pad(q, static.block_q), _pad(k, static.block_k), _pad(v, static.block_k)
+    q, k, v = pad(q, static.block_q), pad(k, static.block_k), pad(v, static.block_k)
     if ids.q_segments is None and ids.q_positions is not None and k.shape[1] != keys:
         # Only the segment id 0 of what is padded tells it from real keys.
         ids = ids._replace(
             q_segments=jnp.ones_like(ids.q_positions), k_segments=jnp.ones_like(ids.k_positions)
         )
     ids = _Ids(
-        _pad(ids.q_segments, static.block_q),
-        _pad(ids.k_segments, static.block_k),
-        _pad(ids.q_positions, static.block_q),
-        _pad(ids.k_positions, static.block_k),
+        pad(ids.q_segments, static.block_q),
+        pad(ids.k_segments, static.block_k),
+        pad(ids.q_positions, static.block_q),
+        pad(ids.k_positions, static.block_k),
     )
     return static, q, k, v, ids
 
 
-def _pad(x, block):
+def pad(x, block):
     if x is None or x.shape[1] % block == 0:
         return x
     missing = -x.shape[1] % block
     return jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
 
 
-def _split(x, block, groups=1):
+def split(x, block, groups=1):
     """(B, T, heads, H) -> (I, B, heads / groups, groups * P, H): the groups of a head as rows."""
     batch, length, heads, width = x.shape
     x = x.reshape(batch, length // block, block, heads // groups, groups, width)
@@ -153,7 +153,7 @@ def _split(x, block, groups=1):
     )
 
 
-def _join(x, block, groups=1):
+def join(x, block, groups=1):
     """The inverse of `_split`."""
     count, batch, heads, _, width = x.shape
     x = x.reshape(count, batch, heads, groups, block, width).transpose(1, 0, 4, 2, 3, 5)
@@ -214,9 +214,9 @@ def _problem(static, q, k, v, ids):
         cut(ids.k_positions, sizes[1]),
     )
     acc = jnp.promote_types(q.dtype, jnp.float32)
-    k, v = _split(k, sizes[1]), _split(v, sizes[1])
+    k, v = split(k, sizes[1]), split(v, sizes[1])
     problem = _Problem(static, k, v, cut_ids, groups, acc)
-    return problem, work, _split(q, sizes[0], groups)
+    return problem, work, split(q, sizes[0], groups)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -256,7 +256,7 @@ def _forward_blocks(static, q, k, v, ids, dtype):
 
     order = jnp.arange(blocks.shape[0])
     _, (out, log_sums) = jax.lax.scan(query_block, None, (order, blocks, *work))
-    return _join(out, static.block_q, problem.groups), log_sums
+    return join(out, static.block_q, problem.groups), log_sums
 
 
 def _backward_blocks(static, q, k, v, ids, out, log_sums, d_out, types):
@@ -264,11 +264,11 @@ def _backward_blocks(static, q, k, v, ids, out, log_sums, d_out, types):
     problem, work, blocks = _problem(static, q, k, v, ids)
     acc, dtype = problem.acc, v.dtype
     product = jnp.sum(d_out.astype(acc) * out.astype(acc), axis=-1, keepdims=True)
-    delta = _split(product, static.block_q, problem.groups)[..., 0]
-    d_blocks = _split(d_out, static.block_q, problem.groups)
+    delta = split(product, static.block_q, problem.groups)[..., 0]
+    d_blocks = split(d_out, static.block_q, problem.groups)
 
     def query_block(carry, x):
-        i, qi, gi, log_sum, delta_i, keys, count = x
+        i, qi, gi, turned_q, turned_g, log_sum, delta_i, keys, count = x
 
         def visit(at, state):
             dq, dk, dv = state
@@ -277,21 +277,24 @@ def _backward_blocks(static, q, k, v, ids, out, log_sums, d_out, types):
             p = jnp.where(problem.mask(i, j), jnp.exp(s - log_sum[..., None]), 0)
             dp = problem.dot("bkph,bkrh->bkpr", gi, problem.v[j])
             ds = (p * (dp - delta_i[..., None]) * static.scale).astype(dtype)
-            dv = dv.at[j].add(problem.dot("bkpr,bkph->bkrh", p.astype(dtype), gi))
-            dk = dk.at[j].add(problem.dot("bkpr,bkph->bkrh", ds, qi))
+            dv = dv.at[j].add(problem.dot("bkhp,bkpr->bkhr", turned_g, p.astype(dtype)))
+            dk = dk.at[j].add(problem.dot("bkhp,bkpr->bkhr", turned_q, ds))
             return dq + problem.dot("bkpr,bkrh->bkph", ds, problem.k[j]), dk, dv
 
         dq, *carry = jax.lax.fori_loop(0, count, visit, (jnp.zeros(qi.shape, acc), *carry))
         return tuple(carry), dq.astype(types[0])
 
-    zeros = jnp.zeros(problem.k.shape, acc)
+    # The narrow side of the products for keys and values is turned round beforehand: XLA on CPU has
+    # no fast product that reads the wide side, p or ds, in columns.
+    turned = blocks.swapaxes(-1, -2), d_blocks.swapaxes(-1, -2)
+    zeros = jnp.zeros(problem.k.swapaxes(-1, -2).shape, acc)
     order = jnp.arange(blocks.shape[0])
-    xs = (order, blocks, d_blocks, log_sums, delta, *work)
+    xs = (order, blocks, d_blocks, *turned, log_sums, delta, *work)
     (dk, dv), dq = jax.lax.scan(query_block, (zeros, zeros), xs)
     return (
-        _join(dq, static.block_q, problem.groups),
-        _join(dk, static.block_k).astype(types[1]),
-        _join(dv, static.block_k).astype(types[2]),
+        join(dq, static.block_q, problem.groups),
+        join(dk.swapaxes(-1, -2), static.block_k).astype(types[1]),
+        join(dv.swapaxes(-1, -2), static.block_k).astype(types[2]),
     )
 
 

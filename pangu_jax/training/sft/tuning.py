@@ -74,8 +74,8 @@ def _flat_kernels(config: DecoderConfig, base: Params) -> Params:
 
 
 def run_decoder(config, variables, batch, rngs=None) -> DecoderOutput:
-    """`Decoder.run` on the rows of a packed batch."""
+    """`Decoder.run` on the rows of a packed batch, in which examples lie in order."""
     return Decoder(config).apply(
         variables, batch["tokens"], batch["segment_ids"], batch["positions"], rngs=rngs or {},
-        method="run",
+        row_order=True, method="run",
     )  # fmt: skip

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from pangu_jax.kernels.rms_norm import fused_sandwich_step, rms_norm
 from pangu_jax.kernels.segment_attention import segment_attention
+from pangu_jax.kernels.segment_attention.xla import segment_attention_xla
 from pangu_jax.models.remat import checkpointed
 
 B, T, N, K, H, D = 8, 40, 4, 2, 8, 16
@@ -26,6 +27,18 @@ def attention(implementation):
         return segment_attention(
             q, k, v, q_segment_ids=rows, kv_segment_ids=rows, scale=H**-0.5,
             implementation=implementation,
+        )  # fmt: skip
+
+    return call
+
+
+def looped_attention(implementation):
+    """As longer rows take it: the loop over pairs of blocks."""
+    assert implementation == "xla"
+
+    def call(rows, q, k, v):
+        return segment_attention_xla(
+            q, k, v, q_segment_ids=rows, kv_segment_ids=rows, scale=H**-0.5
         )  # fmt: skip
 
     return call
@@ -101,10 +114,15 @@ def test_vmap_is_a_loop(name, implementation):
         assert_close(jax.tree.map(lambda x, i=index: x[i], mapped), want)
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", [*OPERATIONS, "looped_attention"])
 def test_rows_divided_over_devices_change_nothing(name):
     """The automatic path; gains on every device, their gradients summed over all."""
-    call = OPERATIONS[name][0]("xla")
+    name, build = (
+        ("segment_attention", looped_attention)
+        if name == "looped_attention"
+        else (name, OPERATIONS[name][0])
+    )
+    call = build("xla")
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     rows, arguments = problem(name)
     want = value_and_gradients(call, rows, arguments)
@@ -141,13 +159,17 @@ def products(call, policy):
     return count(jaxpr, collections.Counter())["dot_general"]
 
 
-def test_remat_runs_the_forward_of_attention_once():
+@pytest.mark.parametrize("build", [attention, looped_attention])
+def test_remat_runs_the_forward_of_attention_once(build):
     """Under 'products' the backward pass finds attention's result and log-sums; under 'nothing'
     it needs the forward a second time, which shows that the count would see it."""
-    call = attention("xla")
+    call = build("xla")
     plain = products(call, "none")
     assert products(call, "products") == plain
-    forward = 2  # products of a block: with the keys, with the values
+    rows, arguments = problem("segment_attention")
+    forward = count(jax.make_jaxpr(call)(rows, *arguments).jaxpr, collections.Counter())
+    forward = forward["dot_general"]
+    assert forward >= 2  # of a block: with the keys, with the values
     assert products(call, "nothing") == plain + forward
 
 

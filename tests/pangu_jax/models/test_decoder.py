@@ -118,6 +118,7 @@ def assert_trees_close(got, want, tolerance):
     [
         dict(scan_unroll=True),
         dict(remat="nothing"),
+        dict(remat="attention"),
         dict(remat="dots"),
         dict(remat="products"),
         dict(attention_implementation="dense", loss_chunk=3),
@@ -132,6 +133,44 @@ def test_how_it_is_run_changes_neither_loss_nor_gradients(changes):
         want = _plain(config, params, tokens, ids)
         got = value_and_grad(dataclasses.replace(config, **changes), params, tokens, ids)
     assert_trees_close(got, want, 1e-12)
+
+
+def _products(config, params, tokens, ids):
+    """(weight products, products of attention) in loss and gradient together."""
+
+    def loss(params):
+        run = Decoder(config).apply({"params": params}, tokens, ids, method="run")
+        return jnp.sum(run.hidden)
+
+    counts = {True: 0, False: 0}
+
+    def count(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                counts["segment_attention" in str(equation.source_info.name_stack)] += 1
+            for value in jax.tree.leaves(
+                list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+            ):
+                inner = getattr(value, "jaxpr", value)
+                if hasattr(inner, "eqns"):
+                    count(inner)
+
+    count(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
+    return counts[False], counts[True]
+
+
+@pytest.mark.parametrize(
+    "policy, weights, attention",
+    [("nothing", 7, 2), ("attention", 7, 0), ("dots", 0, 2), ("products", 0, 0)],
+)
+def test_policies_do_again_what_they_say(policy, weights, attention):
+    # With norms behind the branches all seven products of a block are read again.
+    config = config_of("dssn_interleaved")
+    params, (tokens, ids, _) = parameters(config), packed()
+    plain = _products(config, params, tokens, ids)
+    forward = plain[1] / 7 * 2  # two of attention's seven
+    found = _products(dataclasses.replace(config, remat=policy), params, tokens, ids)
+    assert found == (plain[0] + weights, plain[1] + attention / 2 * forward)
 
 
 _CACHE = {}

@@ -17,10 +17,11 @@ from pangu_jax.kernels.implementation import (
     ImplementationUnavailableError,
     UnknownImplementationError,
 )
-from pangu_jax.kernels.segment_attention import segment_attention
+from pangu_jax.kernels.segment_attention import segment_attention, xla_short
 from pangu_jax.kernels.segment_attention.blocks import whole_blocks, work_list
 from pangu_jax.kernels.segment_attention.reference import segment_attention_reference
 from pangu_jax.kernels.segment_attention.xla import segment_attention_xla
+from pangu_jax.kernels.segment_attention.xla_short import segment_attention_short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +167,40 @@ def test_blocks_equal_the_definition_in_float64(case, blocks):
             block_q=blocks[0], block_k=blocks[1],
         )  # fmt: skip
     assert_close(got, definition(case), 1e-12)
+
+
+def short(q, k, v, q_segment_ids, kv_segment_ids, q_positions, kv_positions, **static):
+    assert kv_segment_ids is q_segment_ids and q_positions is kv_positions is None
+    return segment_attention_short(q, k, v, segment_ids=q_segment_ids, **static)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.order == "row"], ids=str)
+@pytest.mark.parametrize("block", [5, 8, 64])
+def test_short_rows_equal_the_definition_in_float64(case, block):
+    with jax.enable_x64(True):
+        got = run(short, case.arguments(), jnp.float64, **case.static, block=block)
+    assert_close(got, definition(case), 1e-12)
+
+
+@pytest.mark.parametrize(
+    "length, order, documents, platform, wanted",
+    [
+        (256, "row", True, "cpu", "short"),
+        (512, "row", False, "cpu", "short"),
+        (512, "row", True, "cpu", "loop"),
+        (513, "row", False, "cpu", "loop"),
+        (64, "given", True, "cpu", "loop"),
+        (64, "row", True, "gpu", "loop"),
+    ],
+)
+def test_xla_takes_short_rows_side_by_side(length, order, documents, platform, wanted, monkeypatch):
+    taken = []
+    for name, label in (("segment_attention_short", "short"), ("segment_attention_xla", "loop")):
+        monkeypatch.setattr(xla_short, name, lambda q, k, v, label=label, **_: taken.append(label))
+    monkeypatch.setattr(xla_short, "current_platform", lambda: platform)
+    case = Case(length, ((length,),) if documents else None, batch=1, order=order)
+    xla_short.segment_attention_on_xla(**case.arguments(), **case.static)
+    assert taken == [wanted]
 
 
 @pytest.mark.parametrize("implementation", ["auto", "xla", "dense"])
