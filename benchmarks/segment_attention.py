@@ -42,9 +42,7 @@ CONFIGS = {
 # The two forms that 'xla' chooses from.
 XLA_FORMS = {
     "xla_loop": segment_attention_xla,
-    "xla_short": lambda q, k, v, *, q_segment_ids, kv_segment_ids, scale: segment_attention_short(
-        q, k, v, segment_ids=q_segment_ids, scale=scale
-    ),
+    "xla_short": segment_attention_short,
 }
 
 # Products of a pass by the products of the forward one.

@@ -51,8 +51,8 @@ def segment_attention_on_xla(q: jax.Array, k: jax.Array, v: jax.Array, **argumen
         and length <= (LONGEST if ids is None else LONGEST_WITH_SEGMENTS)
         and rows * heads * length * length <= _LOGITS
     ):
-        scale, window = arguments["scale"], arguments["window"]
-        return segment_attention_short(q, k, v, segment_ids=ids, scale=scale, window=window)
+        given = {name: x for name, x in arguments.items() if not name.endswith("_positions")}
+        return segment_attention_short(q, k, v, **given)
     return segment_attention_xla(q, k, v, **arguments)
 
 
@@ -61,20 +61,18 @@ def segment_attention_short(
     k: jax.Array,
     v: jax.Array,
     *,
-    segment_ids: jax.Array | None,
+    q_segment_ids: jax.Array | None = None,
+    kv_segment_ids: jax.Array | None = None,
     scale: float,
     window: int | None = None,
     block: int | None = None,
 ) -> jax.Array:
-    """As `api.segment_attention` for documents in row order; block: queries of a block.
-
-    segment_ids: int32 (B, T), of queries and keys alike, or None.
-    """
+    """As `api.segment_attention` for as many queries as keys in row order; block: its queries."""
     length = q.shape[1]
     block = min(block or BLOCK, length)
     # What is padded comes last in row order, so that no real query sees it.
-    q, k, v, ids = (pad(x, block) for x in (q, k, v, segment_ids))
-    return _attention(_Static(float(scale), window, block), q, k, v, ids)[:, :length]
+    q, k, v, *ids = (pad(x, block) for x in (q, k, v, q_segment_ids, kv_segment_ids))
+    return _attention(_Static(float(scale), window, block), q, k, v, tuple(ids))[:, :length]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -89,7 +87,7 @@ class _Blocks(NamedTuple):
     queries: jax.Array
     keys: jax.Array
     values: jax.Array
-    ids: jax.Array | None
+    ids: tuple[jax.Array | None, jax.Array | None]
     groups: int
     acc: jnp.dtype
 
@@ -111,8 +109,10 @@ class _Blocks(NamedTuple):
         """bool (B or 1, 1, G * P, C)."""
         start, end = i * self.static.block, self.end(i)
         order = row_order(end)
-        ids = (None, None) if self.ids is None else (self.ids[:, start:end], self.ids[:, :end])
-        mask = visible(*ids, order[:, start:], order, self.static.window)
+        q_ids, k_ids = self.ids
+        if q_ids is not None:
+            q_ids, k_ids = q_ids[:, start:end], k_ids[:, :end]
+        mask = visible(q_ids, k_ids, order[:, start:], order, self.static.window)
         return jnp.tile(mask, (1, self.groups, 1))[:, None]
 
     def logits(self, i):
@@ -129,7 +129,7 @@ def _forward(static, q, k, v, ids):
         s = jnp.where(mask, blocks.logits(i), floor)
         top = jnp.max(s, axis=-1, keepdims=True)
         p = jnp.exp(s - top)
-        if ids is not None:  # a query of padding sees nothing, and its floor is not its maximum
+        if ids[0] is not None:  # a query of padding sees nothing, and its floor is not its maximum
             p = jnp.where(mask, p, 0)
         total = jnp.sum(p, axis=-1, keepdims=True)
         total = jnp.where(total > 0, total, 1)

@@ -118,7 +118,10 @@ def test_flops_count_the_products_of_one_token():
         ({"norm_scheme": "post_ln"}, "norm_scheme='post_ln' is not one of pre_ln, sandwich, dssn"),
         ({"rope_layout": "pairs"}, "half, interleaved"),
         ({"dtype": "int8"}, "dtype='int8'"),
-        ({"remat": "some"}, "remat='some' is not a policy; allowed: none, nothing, attention, dots"),
+        (
+            {"remat": "some"},
+            "remat='some' is not a policy; allowed: none, nothing, attention, dots",
+        ),
         ({"loss_chunk": -1}, "loss_chunk=-1"),
     ],
 )

@@ -135,6 +135,24 @@ def test_how_it_is_run_changes_neither_loss_nor_gradients(changes):
     assert_trees_close(got, want, 1e-12)
 
 
+@pytest.mark.parametrize("name", ["dssn_interleaved", "pre_ln"])
+def test_row_order_says_what_positions_say(name):
+    config = config_of(name, dtype="float64")
+    params, (tokens, ids, positions) = parameters(config), packed()
+    with jax.enable_x64(True):
+
+        def hidden(params, **order):
+            run = Decoder(config).apply(
+                {"params": params}, tokens, ids, positions, method="run", **order
+            )
+            real = (ids > 0)[..., None]
+            return jnp.sum(jnp.sin(run.hidden) * real), run.hidden * real
+
+        want = jax.grad(hidden, has_aux=True)(params)
+        got = jax.grad(lambda p: hidden(p, row_order=True), has_aux=True)(params)
+    assert_trees_close(got, want, 1e-11)
+
+
 def _products(config, params, tokens, ids):
     """(weight products, products of attention) in loss and gradient together."""
 

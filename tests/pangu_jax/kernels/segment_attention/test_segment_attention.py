@@ -169,9 +169,9 @@ def test_blocks_equal_the_definition_in_float64(case, blocks):
     assert_close(got, definition(case), 1e-12)
 
 
-def short(q, k, v, q_segment_ids, kv_segment_ids, q_positions, kv_positions, **static):
-    assert kv_segment_ids is q_segment_ids and q_positions is kv_positions is None
-    return segment_attention_short(q, k, v, segment_ids=q_segment_ids, **static)
+def short(*args, q_positions, kv_positions, **kwargs):
+    assert q_positions is kv_positions is None
+    return segment_attention_short(*args, **kwargs)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.order == "row"], ids=str)
@@ -180,6 +180,15 @@ def test_short_rows_equal_the_definition_in_float64(case, block):
     with jax.enable_x64(True):
         got = run(short, case.arguments(), jnp.float64, **case.static, block=block)
     assert_close(got, definition(case), 1e-12)
+
+
+def test_short_rows_with_segments_of_keys_of_their_own():
+    arguments = Case(33, DOCS).arguments()
+    arguments["kv_segment_ids"] = np.roll(arguments["kv_segment_ids"], 3, axis=1)
+    with jax.enable_x64(True):
+        want = run(segment_attention_reference, arguments, jnp.float64, scale=0.5)
+        got = run(short, arguments, jnp.float64, scale=0.5, block=8)
+    assert_close(got, want, 1e-12)
 
 
 @pytest.mark.parametrize(
