@@ -79,6 +79,8 @@ def export_peft(adapter: Adapter, config: DecoderConfig, folder: str | os.PathLi
         text = json.dumps(_config_values(adapter, config), indent=2, sort_keys=True)
         (scratch / CONFIG).write_text(text + "\n", encoding="utf-8")
         save_file(arrays, scratch / TENSORS, metadata=metadata)
+        # The library's files are for their owner alone, whatever the umask says.
+        shutil.copymode(scratch / CONFIG, scratch / TENSORS)
         if folder.exists():
             folder.rmdir()
         scratch.replace(folder)

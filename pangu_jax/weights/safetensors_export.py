@@ -88,6 +88,8 @@ def _write_shards(folder, flat, shards, wanted) -> None:
             name = "model.safetensors"
         arrays = {tensor.name: _theirs(tensor, flat[tensor.path], wanted) for tensor in shard}
         save_file(arrays, folder / name, metadata={"format": "pt"})
+        # The library's files are for their owner alone, whatever the umask says.
+        shutil.copymode(folder / "config.json", folder / name)
         where |= dict.fromkeys(arrays, name)
         total += sum(array.nbytes for array in arrays.values())
     if len(shards) > 1:

@@ -128,6 +128,13 @@ def test_shards_and_index(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, import_safetensors(read)[1], params)
 
 
+def test_files_are_as_open_as_the_umask_lets_them(tmp_path):
+    folder = export_safetensors(BASE, files.random_params(BASE), tmp_path / "out")
+    modes = {path.stat().st_mode for path in folder.iterdir()}
+    (tmp_path / "plain").write_text("")
+    assert modes == {(tmp_path / "plain").stat().st_mode}
+
+
 def test_dtype_on_the_way_in_and_out(tmp_path):
     params = files.random_params(BASE)
     folder = export_safetensors(BASE, params, tmp_path / "m", dtype="bfloat16")
