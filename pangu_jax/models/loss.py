@@ -115,11 +115,12 @@ def _visit(z_loss, vocabulary, head, x):
         logits = jnp.where(counts, logits, jnp.finfo(logits.dtype).min)
     top = vocabulary.max(jnp.max(logits, axis=-1))
     powers = jnp.exp(logits - top[..., None])
-    total = vocabulary.sum(jnp.sum(powers, axis=-1))
-    norm = top + jnp.log(total)
     # A comparison instead of a gather: it splits over the vocabulary without moving logits.
     hot = labels[..., None] == columns
-    own = vocabulary.sum(jnp.sum(jnp.where(hot, logits, 0), axis=-1))
+    own = jnp.sum(jnp.where(hot, logits, 0), axis=-1)
+    # Both sums in one exchange between the parts.
+    total, own = vocabulary.sum(jnp.stack([jnp.sum(powers, axis=-1), own]))
+    norm = top + jnp.log(total)
     counted = weights != 0
     nll = jnp.where(counted, weights * (norm - own), 0)
     z = jnp.where(counted, weights * z_loss * jnp.square(norm), 0)

@@ -56,7 +56,9 @@ def both(model, layout, *, z_loss=0.0, seed=0, scale=3):
     params = jax.tree.map(lambda x: x * scale, params)
     key = jax.random.key(1)
     reference = jax.jit(lambda p, b: loss_and_grad(make_loss(model, z_loss), p, b, key))
-    expected = reference(params, batch)
+    # Not side by side with what follows: collectives that wait for the first device block threads
+    # of the pool that this program needs to get done there.
+    expected = jax.block_until_ready(reference(params, batch))
     mesh = layout_mesh(layout, jax.devices()[: layout.devices])
     program = DecoderProgram(model, layout, mesh, z_loss=z_loss)
     stages = program.stages
