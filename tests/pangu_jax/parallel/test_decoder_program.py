@@ -40,9 +40,9 @@ LAYOUTS = {
 }
 
 
-# Its many independent exchanges now and then lock each other up in XLA's CPU collectives, which then
-# end the process: four of ten times on two cores before the loss made one exchange of two, not in
-# four times since.
+# Its many independent exchanges now and then lock each other up in XLA's CPU collectives, which
+# then end the process: four of ten times on two cores before the loss made one exchange of two,
+# not in four times since.
 _LOCKS_UP = "pipe context tensor"
 
 
