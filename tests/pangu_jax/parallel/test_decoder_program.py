@@ -40,16 +40,7 @@ LAYOUTS = {
 }
 
 
-# Its many independent exchanges now and then lock each other up in XLA's CPU collectives, which
-# then end the process: four of ten times on two cores before the loss made one exchange of two,
-# not in four times since.
-_LOCKS_UP = "pipe context tensor"
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow if n == _LOCKS_UP else ()) for n in LAYOUTS],
-)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_equals_one_device(name):
     check_equals_one_device(
         small_model(num_layers=7 if "deep" in name else 3), Layout(**LAYOUTS[name])
