@@ -11,10 +11,12 @@ Letters: B rows, T positions on this context rank, S = T / tensor positions of t
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from pangu_jax.kernels.implementation import current_platform
 from pangu_jax.kernels.segment_attention import segment_attention
 from pangu_jax.models.loss import VocabularyPart
 from pangu_jax.models.ops import BlockOps
@@ -75,6 +77,24 @@ class TensorVocabulary(VocabularyPart):
 
     def sum(self, x):
         return jax.lax.psum(x, TENSOR)
+
+
+def in_order(first: Any, then: Any) -> Any:
+    """`then`, unchanged, which on a CPU is not there before `first` is.
+
+    On XLA's CPU back end exchanges that do not depend on each other run in an order that each
+    device finds for itself, and the first holds up the others: two devices that begin with
+    different ones wait for each other for ever (seen with one of them in a branch). Elsewhere
+    nothing is held back, so that exchanges go ahead of what they do not need.
+
+    Args:
+      first: a tree that begins with a floating array. then: a tree of arrays.
+    """
+    if current_platform() != "cpu":
+        return then
+    # Never true, which the compiler does not know.
+    never = jnp.ravel(jax.tree.leaves(first)[0])[0] > jnp.inf
+    return jax.tree.map(lambda x: jnp.where(never, jnp.zeros_like(x), x), then)
 
 
 def embed(table: jax.Array, tokens: jax.Array, size: int, layout: Layout, dtype) -> jax.Array:

@@ -31,7 +31,13 @@ from pangu_jax.models.decoder import Block
 from pangu_jax.models.loss import WHOLE_VOCABULARY, cross_entropy
 from pangu_jax.models.remat import checkpointed
 from pangu_jax.models.rope import rope_tables
-from pangu_jax.parallel.decoder.manual import ManualOps, TensorVocabulary, embed, whole_sequence
+from pangu_jax.parallel.decoder.manual import (
+    ManualOps,
+    TensorVocabulary,
+    embed,
+    in_order,
+    whole_sequence,
+)
 from pangu_jax.parallel.decoder.stages import StageLayout
 from pangu_jax.parallel.decoder.ticks import TickTable
 from pangu_jax.parallel.layout import Layout
@@ -168,6 +174,7 @@ class DecoderProgram:
             activations = write(buffers["activation"], now["activation_put"], _hop(y, p, 1))
             x = read(stash, now["stash_take"])
             dy = read(buffers["gradient"], now["gradient_take"])
+            x, dy = in_order(activations, (x, dy))
             dx, sums, grads = _if(
                 True, any_backward, lambda: stage.backward(now, x, dy, sums, grads),
                 lambda: (dy, sums, grads),
@@ -269,6 +276,7 @@ class _Stage:
         of = self._at(self._micro, now["f_micro"])
         weights = self._at(self._layers, now["f_chunk"])
         x = self._if_end(now["f_first"], lambda: self._embed(self._ends, of), lambda: x)
+        weights, of = in_order(x, (weights, of))
         return self._run(weights, x, of, now["f_chunk"])
 
     def backward(self, now, x, dy, sums, grads):
@@ -276,7 +284,8 @@ class _Stage:
         chunk, config = now["b_chunk"], self._program.config
         of = self._at(self._micro, now["b_micro"])
         x = self._if_end(now["b_first"], lambda: self._embed(self._ends, of), lambda: x)
-        y, pull = jax.vjp(lambda w, x: self._run(w, x, of, chunk), self._at(self._layers, chunk), x)
+        weights, of = in_order(x, (self._at(self._layers, chunk), of))
+        y, pull = jax.vjp(lambda w, x: self._run(w, x, of, chunk), weights, x)
         last = [name for name in _OF_LAST if name in self._ends]
         if config.tie_embeddings:
             last.append("embed")
@@ -297,7 +306,7 @@ class _Stage:
         # A rank without a backward part pulls zeros back: its gradients come out as zeros.
         received = jnp.where(now["b_active"] > 0, dy, jnp.zeros((), dy.dtype))
         dy, sums, grads = self._if_end(now["b_last"], loss, lambda: (received, sums, grads))
-        d_weights, dx = pull(dy)
+        d_weights, dx = in_order(dy, pull)(dy)
         grads = grads | {
             "layers": jax.tree.map(
                 lambda old, d: lax.dynamic_update_index_in_dim(
@@ -312,7 +321,8 @@ class _Stage:
             _, pull = jax.vjp(lambda ends: self._embed(ends, of), self._some(_OF_FIRST))
             return plus(_OF_FIRST, pull(dx)[0])
 
-        return dx, sums, self._if_end(now["b_first"], embedding, lambda: grads)
+        grads = self._if_end(now["b_first"], embedding, lambda: grads)
+        return in_order(grads["embed"], dx), sums, grads
 
     def _if_end(self, predicate, yes, no):
         """A branch of the ranks that hold an end of the model; taken by all where there is one."""
