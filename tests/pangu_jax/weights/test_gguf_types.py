@@ -6,7 +6,6 @@ import hashlib
 import json
 import zlib
 
-import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,15 +63,7 @@ def write(path, name):
     """The same file every time; returns its path."""
     architecture, config, types = MODELS[name]
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    writer = gguf.GGUFWriter(str(path), architecture)
-    writer.add_block_count(config.num_layers)
-    writer.add_context_length(128)
-    writer.add_embedding_length(config.hidden_dim)
-    writer.add_feed_forward_length(config.mlp_dim)
-    writer.add_head_count(config.num_heads)
-    writer.add_head_count_kv(config.num_kv_heads)
-    writer.add_rope_freq_base(config.rope_base)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer = files.gguf_writer(path, config, architecture)
     tokenizers.plain_texts(writer)
     for tensor, values in files.gguf_tensors(config, files.random_params(config)).items():
         if values.ndim == 1:  # norms and biases are float32 in every published file

@@ -127,18 +127,24 @@ def gguf_tensors(config, params, architecture="llama"):
     return {name: np.ascontiguousarray(array) for name, array in out.items()}
 
 
-def write_gguf(path, config, tensors, *, architecture="llama", types=None, edit=None):
-    """Writes a file; `types` gives a GGMLQuantizationType by name, `edit(writer)` more keys."""
+def gguf_writer(path, config, architecture="llama", *, context_length=128):
+    """A writer that has the sizes of the model."""
     writer = gguf.GGUFWriter(str(path), architecture)
     writer.add_block_count(config.num_layers)
-    writer.add_context_length(128)
+    writer.add_context_length(context_length)
     writer.add_embedding_length(config.hidden_dim)
     writer.add_feed_forward_length(config.mlp_dim)
     writer.add_head_count(config.num_heads)
     writer.add_head_count_kv(config.num_kv_heads)
-    writer.add_key_length(config.head_dim)
     writer.add_rope_freq_base(config.rope_base)
     writer.add_layer_norm_rms_eps(config.norm_eps)
+    return writer
+
+
+def write_gguf(path, config, tensors, *, architecture="llama", types=None, edit=None):
+    """Writes a file; `types` gives a GGMLQuantizationType by name, `edit(writer)` more keys."""
+    writer = gguf_writer(path, config, architecture)
+    writer.add_key_length(config.head_dim)
     if edit:
         edit(writer)
     for name, array in tensors.items():
