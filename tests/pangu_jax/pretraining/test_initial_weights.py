@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pangu_jax.data.text import CorpusConfig, Mixture, ShardConfig, SourceConfig
 from pangu_jax.data.tokenizer import BpeConfig, load_tokenizer
 from pangu_jax.inference import Request, SamplingParams
 from pangu_jax.inference.config import EngineConfig
@@ -20,60 +19,33 @@ from pangu_jax.pretraining import experiment, placement
 from pangu_jax.pretraining.comparison import ComparisonConfig
 from pangu_jax.pretraining.config import (
     ExportConfig,
-    HeldOutConfig,
-    PretrainConfig,
     ScheduleConfig,
 )
 from pangu_jax.pretraining.corpus import PretrainError
 from pangu_jax.pretraining.initial_weights import initial_params, with_initial_weights
 from pangu_jax.pretraining.objective import HeldOut
 from pangu_jax.pretraining.sampling import sample_tokens
-from pangu_jax.training.config import TrainConfig
 from pangu_jax.training.metrics_writer import read_metrics
-from pangu_jax.training.optimizer import OptimizerConfig
 from pangu_jax.training.signals import StopRequested
 from pangu_jax.weights import WeightsError, load_weights
-
-WORDS = "the model reads a row of tokens and learns which one comes next in every document".split()
+from tests.pangu_jax.pretraining.tiny_pretraining import on_one_device, tiny_config
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_device():
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (experiment, placement):
-            patch.setattr(module, "make_mesh", lambda config: mesh)
+    with on_one_device() as mesh:
         yield mesh
 
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("texts")
-    rng = np.random.default_rng(0)
-    lines = [json.dumps({"text": " ".join(rng.choice(WORDS, 60))}) for _ in range(80)]
-    (folder / "english.jsonl").write_text("\n".join(lines))
-    return folder
+    return tmp_path_factory.mktemp("texts")
 
 
 @pytest.fixture(scope="module")
 def config(texts):
-    source = SourceConfig(kind="jsonl", path=str(texts / "english.jsonl"), domain="english")
-    return PretrainConfig(
-        # Another base than the default: it has to come through.
-        model=preset("debug", vocab_size=300, rope_base=20_000.0),
-        corpus=CorpusConfig(
-            sources=(source,), bpe=BpeConfig(vocab_size=300), shards=ShardConfig(held_out=0.2)
-        ),
-        corpus_folder=str(texts / "corpus"),
-        mixtures={"general": Mixture({"english": 1.0})},
-        schedule=ScheduleConfig(tokens=8 * 8 * 16, seq_len=16, batch_rows=8, learning_rate=1e-2),
-        held_out=HeldOutConfig(rows=2),
-        train=TrainConfig(
-            log_every=2, eval_every=4, checkpoint_every=4, best_metric="loss", best_mode="min",
-            progress="none", quick_compile=True,
-            optimizer=OptimizerConfig(b2=0.95, weight_decay=0.1, clip_norm=1.0),
-        ),
-    )  # fmt: skip
+    # Another base than the default: it has to come through.
+    return tiny_config(texts, model={"rope_base": 20_000.0})
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Pre-training divided by hand: the run of one device, resumed and continued on other layouts."""
 
 import dataclasses
-import json
 
 import chex
 import jax
@@ -9,46 +8,23 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from pangu_jax.data.text import CorpusConfig, Mixture, ShardConfig, SourceConfig
-from pangu_jax.data.tokenizer import BpeConfig
-from pangu_jax.models import preset
 from pangu_jax.parallel.layout import Layout, LayoutError
 from pangu_jax.pretraining import experiment, placement
-from pangu_jax.pretraining.config import HeldOutConfig, PretrainConfig, ScheduleConfig
+from pangu_jax.pretraining.config import HeldOutConfig
 from pangu_jax.pretraining.objective import HeldOut
 from pangu_jax.training.checkpoint import Checkpoints
-from pangu_jax.training.config import TrainConfig
 from pangu_jax.training.metrics_writer import read_metrics
-from pangu_jax.training.optimizer import OptimizerConfig
 from pangu_jax.training.signals import StopRequested
+from tests.pangu_jax.pretraining.tiny_pretraining import tiny_config
 
-WORDS = "the model reads a row of tokens and learns which one comes next in every document".split()
 DEEP = Layout(data=2, pipe=2, tensor=2)
 LONG = Layout(data=2, context=2, tensor=2, zero=2)
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("texts")
-    rng = np.random.default_rng(0)
-    lines = [json.dumps({"text": " ".join(rng.choice(WORDS, 60))}) for _ in range(80)]
-    (folder / "english.jsonl").write_text("\n".join(lines))
-    source = SourceConfig(kind="jsonl", path=str(folder / "english.jsonl"), domain="english")
-    return PretrainConfig(
-        model=preset("debug", vocab_size=300, norm_eps=1e-6),
-        corpus=CorpusConfig(
-            sources=(source,), bpe=BpeConfig(vocab_size=300), shards=ShardConfig(held_out=0.2)
-        ),
-        corpus_folder=str(folder / "corpus"),
-        mixtures={"general": Mixture({"english": 1.0})},
-        schedule=ScheduleConfig(tokens=8 * 8 * 16, seq_len=16, batch_rows=8, learning_rate=1e-2),
-        held_out=HeldOutConfig(rows=2, layer_statistics=False),
-        train=TrainConfig(
-            log_every=1, eval_every=4, checkpoint_every=4, best_metric="loss", best_mode="min",
-            progress="none", quick_compile=True,
-            optimizer=OptimizerConfig(b2=0.95, weight_decay=0.1, clip_norm=1.0),
-        ),
-    )  # fmt: skip
+    tiny = tiny_config(tmp_path_factory.mktemp("texts"), train={"log_every": 1})
+    return dataclasses.replace(tiny, held_out=HeldOutConfig(rows=2, layer_statistics=False))
 
 
 def run(config, workdir, layout, stop_at=None):

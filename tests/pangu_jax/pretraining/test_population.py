@@ -4,27 +4,20 @@ import dataclasses
 import json
 
 import chex
-import jax
-import numpy as np
 import pytest
 
 from pangu_jax.config.resolve import to_dict
-from pangu_jax.data.text import CorpusConfig, Mixture, ShardConfig, SourceConfig
-from pangu_jax.data.tokenizer import BpeConfig
-from pangu_jax.models import preset
 from pangu_jax.parallel.layout import Layout
-from pangu_jax.pretraining import comparison, experiment, placement, population
+from pangu_jax.pretraining import comparison, population
 from pangu_jax.pretraining.comparison import ComparisonConfig
-from pangu_jax.pretraining.config import HeldOutConfig, PretrainConfig, ScheduleConfig
 from pangu_jax.pretraining.corpus import PretrainError
 from pangu_jax.pretraining.layer_statistics import STATISTICS, read_statistics
 from pangu_jax.pretraining.objective import HeldOut
 from pangu_jax.training.checkpoint import Checkpoints
-from pangu_jax.training.config import TrainConfig
 from pangu_jax.training.metrics_writer import read_metrics
 from pangu_jax.training.optimizer import OptimizerConfig
+from tests.pangu_jax.pretraining.tiny_pretraining import on_one_device, tiny_config
 
-WORDS = "the model reads a row of tokens and learns which one comes next in every document".split()
 RUNS = {
     "fast": {"schedule": {"learning_rate": 1e-2}},
     "slow": {"schedule": {"learning_rate": 1e-3}, "model": {"norm_scheme": "sandwich"}},
@@ -33,35 +26,15 @@ RUNS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def one_device():
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (experiment, placement):
-            patch.setattr(module, "make_mesh", lambda config: mesh)
+    with on_one_device():
         yield
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("texts")
-    rng = np.random.default_rng(0)
-    lines = [json.dumps({"text": " ".join(rng.choice(WORDS, 60))}) for _ in range(80)]
-    (folder / "english.jsonl").write_text("\n".join(lines))
-    source = SourceConfig(kind="jsonl", path=str(folder / "english.jsonl"), domain="english")
-    return PretrainConfig(
-        model=preset("debug", vocab_size=300, norm_eps=1e-6),
-        corpus=CorpusConfig(
-            sources=(source,), bpe=BpeConfig(vocab_size=300), shards=ShardConfig(held_out=0.2)
-        ),
-        corpus_folder=str(folder / "corpus"),
-        mixtures={"general": Mixture({"english": 1.0})},
-        schedule=ScheduleConfig(tokens=12 * 4 * 16, seq_len=16, batch_rows=4, learning_rate=1e-2),
-        held_out=HeldOutConfig(rows=2),
-        train=TrainConfig(
-            log_every=2, eval_every=4, checkpoint_every=4, best_metric="loss", best_mode="min",
-            steps_per_dispatch=2, progress="none", quick_compile=True,
-            optimizer=OptimizerConfig(b2=0.95, weight_decay=0.1, clip_norm=1.0),
-        ),
-    )  # fmt: skip
+    return tiny_config(
+        tmp_path_factory.mktemp("texts"), steps=12, batch_rows=4, train={"steps_per_dispatch": 2}
+    )
 
 
 def compare(base, workdir, seeds=(0, 1), **changes):
