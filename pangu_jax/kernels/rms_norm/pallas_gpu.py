@@ -116,7 +116,7 @@ def _norm_gradient_body(row, sums):
     totals = []
     for n, total in enumerate(sums["gain"]):
         x, dy = row.read("x", n), row.read("dy", n)
-        totals.append(total + dy * (x * inverse))
+        totals.append(row.add(total, dy * (x * inverse)))
         row.write("dy", n, dy * row.gain("gain", n) * inverse - x * factor)
     return {"gain": totals}
 
@@ -136,7 +136,7 @@ def _step_gradient_body(row, sums, post):
 
     def through_stream(n):
         stream, d_following = row.read("stream", n), row.read("d_following", n)
-        totals["gain"][n] += d_following * (stream * inverse)
+        totals["gain"][n] = row.add(totals["gain"][n], d_following * (stream * inverse))
         value = d_following * row.gain("gain", n) * inverse - stream * factor
         value = value + row.read("d_stream", n)
         # From here on rounded, as the unfused operations have it.
@@ -150,7 +150,7 @@ def _step_gradient_body(row, sums, post):
     def terms_b(n):
         d_stream, branch = through_stream(n), row.read("branch", n)
         weighted = d_stream * branch
-        totals["post"][n] += weighted * inverse_b
+        totals["post"][n] = row.add(totals["post"][n], weighted * inverse_b)
         return (weighted * row.gain("post", n),)
 
     (product_b,) = row.means(terms_b)

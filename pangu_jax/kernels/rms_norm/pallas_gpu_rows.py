@@ -33,12 +33,17 @@ _WARPS = 4
 _PROCESSORS = 132  # Multiprocessors of a Hopper GPU.
 _SHARED_BYTES = 208 * 1024  # Of 227 KiB per multiprocessor, less a margin for each block.
 _REGISTERS = 65536  # Per multiprocessor.
-# Registers of a thread beside gains and sums, about as ptxas reports.
-_WORKING_REGISTERS = 48
+_THREADS = 2048  # Per multiprocessor.
+# Bytes to be read and written that are on their way, per multiprocessor: fewer leave the memory
+# waiting, more make it turn between reading and writing too often (measured on an H100).
+_IN_FLIGHT_BYTES = 48 * 1024
+# Registers of a thread beside gains and sums, at most, as ptxas reports.
+_WORKING_REGISTERS = 64
 _MAX_KEPT = 96  # Registers of a thread for gains and sums together.
 _MAX_LINES = 32  # Of a slice: registers of a thread per gain or sum.
+_FEW_LINES = 24  # Preferred.
 _MAX_GROUPS = 8
-_MAX_BLOCKS = 8  # Per multiprocessor.
+_MAX_BLOCKS = 16  # Per multiprocessor.
 _MAX_STAGES = 4
 _CHUNK = 8  # Lines worked on at a time.
 
@@ -56,7 +61,7 @@ class Spec:
 
     @property
     def groups(self) -> int:
-        """Warpgroups of a block: as few as hold the width, wide accesses first."""
+        """Warpgroups of a block: as few as hold the width, short slices and wide accesses first."""
         fits = [
             g
             for g in range(1, _MAX_GROUPS + 1)
@@ -67,7 +72,10 @@ class Spec:
                 f"width {self.lines * LANES} does not divide into at most {_MAX_GROUPS} equal "
                 f"parts that are multiples of {LANES} and at most {_MAX_LINES * LANES}"
             )
-        return max(fits, key=lambda g: (*_evenness(self.lines // g), -g))
+        return max(
+            fits,
+            key=lambda g: (self.lines // g <= _FEW_LINES, *_evenness(self.lines // g), -g),
+        )
 
     @property
     def slice(self) -> int:
@@ -100,33 +108,46 @@ class Plan:
     gains_kept: bool
 
 
-def plan(spec: Spec, arrays: int, gains: int, sums: int) -> Plan:
-    """Blocks per multiprocessor by registers and shared memory, then the depth of the ring.
+def plan(spec: Spec, arrays: int, outputs: int, gains: int, sums: int) -> Plan:
+    """Blocks per multiprocessor and depth of the ring, for `_IN_FLIGHT_BYTES`.
+
+    All but one row of a ring are on their way while that one is worked on. Two rows per block where
+    registers and shared memory have room for enough blocks, deeper rings where not.
 
     Args:
       spec: static facts.
       arrays: arrays of rows that are read.
+      outputs: arrays of rows that are written.
       gains: gains.
       sums: sums over the rows, which stay in registers.
 
     Raises:
       NotImplementedError: if one row does not fit.
     """
-    row = arrays * spec.lines * LANES * spec.dtype.itemsize
-    threads = spec.groups * LANES
-    gains_kept = (gains + sums) * spec.slice <= _MAX_KEPT
-    # ptxas holds a sum twice while it is renewed.
-    registers = (gains * gains_kept + 2 * sums) * spec.slice + _WORKING_REGISTERS
-    registers = min(255, -(-registers // 8) * 8)
-    per_processor = max(1, min(_MAX_BLOCKS, _REGISTERS // (threads * registers)))
-    while per_processor > 1 and 2 * row * per_processor > _SHARED_BYTES:
-        per_processor -= 1
-    share = -(-spec.rows // min(_PROCESSORS * per_processor, spec.rows))
-    stages = min(_MAX_STAGES, share, _SHARED_BYTES // per_processor // row)
-    if stages < 1:
+    one = spec.lines * LANES * spec.dtype.itemsize
+    row = arrays * one
+    if row > _SHARED_BYTES:
         raise NotImplementedError(
             f"width {spec.lines * LANES} exceeds the shared memory of a block"
         )
+    threads = spec.groups * LANES
+    gains_kept = (gains + sums) * spec.slice <= _MAX_KEPT
+    # Beside a sum a thread holds what was read for it.
+    registers = (gains * gains_kept + 2 * sums) * spec.slice + _WORKING_REGISTERS
+    resident = max(
+        1,
+        min(
+            _MAX_BLOCKS, _THREADS // threads, _REGISTERS // (threads * min(255, registers)),
+            _SHARED_BYTES // (2 * row),
+        ),
+    )  # fmt: skip
+    rows_in_flight = max(1, round(_IN_FLIGHT_BYTES / ((arrays + outputs) * one)))
+    per_processor = min(resident, rows_in_flight)
+    share = -(-spec.rows // min(_PROCESSORS * per_processor, spec.rows))
+    stages = min(
+        1 + -(-rows_in_flight // per_processor), _MAX_STAGES, share,
+        _SHARED_BYTES // per_processor // row,
+    )  # fmt: skip
     return Plan(share, -(-spec.rows // share), stages, gains_kept)
 
 
@@ -161,13 +182,45 @@ def _store_warp_sums(ref, values):
     store(ref, *(value for value, _ in values))
 
 
+def _now(value, layout):
+    """`value`, computed here: LLVM would move an addition to the end of a loop whose next turn is
+    the only one to need it, and keep both terms in registers until then.
+    """
+    from jax.experimental.mosaic.gpu import FragmentedArray
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import llvm, vector
+
+    same = plgpu.ShapeDtypeStruct(value.shape, value.dtype, layout=layout)
+
+    @plgpu.inline_mgpu(arg_types=(layout,), return_type=same)
+    def fix(ctx, array):
+        del ctx
+        registers = np.empty_like(array.registers)
+        for at, register in np.ndenumerate(array.registers):
+            [width] = ir.VectorType(register.type).shape
+            for n in range(width):
+                place = ir.DenseI64ArrayAttr.get([n])
+                entry = vector.extract(register, dynamic_position=[], static_position=place)
+                entry = llvm.inline_asm(entry.type, [entry], "", "=f,0", has_side_effects=True)
+                register = vector.insert(
+                    entry, register, dynamic_position=[], static_position=place
+                )
+            registers[at] = register
+        return FragmentedArray(
+            _registers=registers, _layout=array.layout, _is_signed=array.is_signed
+        )
+
+    return fix(value)
+
+
 class Row:
     """One row in shared memory, as a warpgroup sees it: its slice, chunk by chunk."""
 
-    def __init__(self, spec: Spec, slots, gain, meeting):
+    def __init__(self, spec: Spec, slots, gain, meeting, meanwhile):
         self._spec = spec
         self._slots = slots
         self._meeting = meeting
+        self._meanwhile = meanwhile  # Called once, while the warpgroups wait for each other.
         self._sums_taken = 0
         self.gain = gain  # (name, number of the chunk) -> float32 [lines, 128]
         self.chunks = spec.chunks
@@ -181,6 +234,11 @@ class Row:
         value = value.astype(self._spec.dtype)
         self._slots[name].at[self.chunks[n]][...] = value
         return value.astype(jnp.float32)
+
+    def add(self, total: jax.Array, term: jax.Array) -> jax.Array:
+        """total + term, of a sum over the rows."""
+        total = total + term
+        return total if self._spec.interpret else _now(total, _layout(total.shape[0]))
 
     def means(self, terms: Callable[[int], tuple[jax.Array, ...]]) -> list[jax.Array]:
         """Mean over the whole row of every term, given by chunk of this warpgroup's slice."""
@@ -199,6 +257,8 @@ class Row:
             layout = _layout(self.chunks[0].size)
             _store_warp_sums(parts, [(total, layout) for total in totals])
         plgpu.barrier_arrive(barrier)
+        if self._sums_taken == 1:
+            self._meanwhile()
         plgpu.barrier_wait(barrier)
         warps = self._spec.groups * _WARPS
         scale = 1.0 / (self._spec.lines * LANES)
@@ -261,7 +321,7 @@ def over_rows(
       NotImplementedError: for widths that do not fit.
     """
     shape = (spec.groups, spec.slice, LANES)
-    how = plan(spec, len(rows), len(gains), len(sums))
+    how = plan(spec, len(rows), len(outputs), len(gains), len(sums))
     stages = how.stages
 
     def kernel(*refs):
@@ -305,22 +365,26 @@ def over_rows(
             slot = lax.rem(n, jnp.int32(stages))
             plgpu.barrier_wait(barrier(slot))
             place = {name: slots[name].at[slot, group] for name in rows}
-            row = Row(spec, place, gain, (partial, meet, n * means, group))
+
+            def refill(late):
+                """Fills the slot of row n - late again, whose results have left it."""
+                following = n - late + stages
+
+                @pl.when((n >= late) & (following < count))
+                def _issue():
+                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                    issue(following, lax.rem(following, jnp.int32(stages)))
+
+            # The results of the row before have until this row's first sum to leave their slot.
+            # A single slot must wait for its own.
+            meanwhile = functools.partial(refill, 1) if stages > 1 else lambda: None
+            row = Row(spec, place, gain, (partial, meet, n * means, group), meanwhile)
             carry = body(row, carry)
             plgpu.commit_smem()
             for name in outputs:
                 plgpu.copy_smem_to_gmem(place[name], targets[name].at[nth(n), group])
-
-            # The slot of the row before is filled again, whose results had this row's time to
-            # leave it; with a single slot there is no time to give.
-            late = 1 if stages > 1 else 0
-            following = n - late + stages
-
-            @pl.when((n >= late) & (following < count))
-            def _refill():
-                plgpu.wait_smem_to_gmem(late * len(outputs), wait_read_only=True)
-                issue(following, lax.rem(following, jnp.int32(stages)))
-
+            if stages == 1:
+                refill(0)
             return carry
 
         totals = {name: [_zeros(spec, c) for c in spec.chunks] for name in sums}
