@@ -7,8 +7,10 @@
 One JSON line per measurement on stdout. `gbytes_per_s` counts what must be read and written at
 least: the arrays of rows that go in and come out, once each (training: of both passes, with the
 rows that are kept counted where they are read again). `share` divides it by the rate of x + 1 over
-a large array in the same type, measured in the same run. `ms` is device time, `call_ms` the
-time of a single call on the clock of the host (see pangu_jax/kernels/timing.py).
+a large array in the same type, measured in the same run, and `share_of_equal_copy` by that of x + 1
+over an array for which the same number of bytes moves: what starting and ending a kernel costs is
+in there. `ms` is device time, `call_ms` the time of a single call on the clock of the host (see
+pangu_jax/kernels/timing.py).
 """
 
 from __future__ import annotations
@@ -91,6 +93,7 @@ def main(argv):
 def report(compiled, args, dtype):
     """Measures and prints."""
     top = copy_gbytes(dtype, _REPEATS.value)
+    equal = functools.cache(lambda size: copy_gbytes(dtype, _REPEATS.value, size))
     device = jax.devices()[0].device_kind
     print(json.dumps({"device": device, "jax": jax.__version__, "copy_gbytes_per_s": round(top)}))
     for case, function in compiled.items():
@@ -110,6 +113,7 @@ def report(compiled, args, dtype):
             'ms': round(timing.device, 4), 'median_ms': round(timing.median, 4),
             'call_ms': round(timing.wall, 4), 'first_call_ms': round(timing.first),
             'gbytes_per_s': round(rate, 2), 'share': round(rate / top, 4),
+            'share_of_equal_copy': round(rate / equal(arrays * _ROWS.value * width // 2), 4),
         }  # fmt: skip
         print(json.dumps(row), flush=True)
 

@@ -4,10 +4,10 @@
     python launch.py --config=configs/pangu/norm_comparison.py:depth94_gpu --workdir=runs/norms_gpu
 
 Pre-LN, sandwich and depth-scaled sandwich norm, each with the traditional initialisation and
-TinyInit, at 94 layers: same data, same tokens, three learning rates, two seeds. Runs that differ
-in initial values, rate and seed only are trained side by side in one program: all with post-norms,
-and all without. The report's own ablation used 1.6 B and 13 B parameters; what shows at this size
-may differ.
+TinyInit, at 94 layers: same data, same tokens, up to three learning rates, two seeds. Runs that
+differ in initial values, rate and seed only are trained side by side in one program: all with
+post-norms, and all without. The report's own ablation used 1.6 B and 13 B parameters; what shows at
+this size may differ.
 """
 
 import dataclasses
@@ -25,8 +25,9 @@ VARIANTS = {
     "depth94_long": Variant("the same and plain sandwich with gain c; rate 4e-3, 0.8 M tokens",
                             "1 h 50 min on one core",
                             "held-out loss 5.35 DSSN, 5.39 Pre-LN, 5.72 and 6.74 sandwich"),
-    "depth94_gpu": Variant("the same at width 96 with 1.6 M tokens each, for a GPU",
-                           "about 6 min on an H100 (estimated)", "not run to its end"),
+    "depth94_gpu": Variant("width 96, plain sandwich with gain c, rate 4e-3, 3.3 M tokens",
+                           "5 min on an H100",
+                           "held-out loss 4.53 DSSN, 4.64 Pre-LN, 5.07 sandwich"),
     "debug": Variant("2 models of 4 layers, a few steps", "under 1 min", "runs through"),
 }  # fmt: skip
 
@@ -81,11 +82,15 @@ def get_config(variant: str = "depth94"):
                 base.model, hidden_dim=96, mlp_dim=224, head_dim=24, dtype="bfloat16",
                 remat="nothing", attention_implementation="dense",
             ),
-            schedule=dataclasses.replace(base.schedule, tokens=1.6e6, seq_len=256),
+            schedule=dataclasses.replace(
+                base.schedule, tokens=3.3e6, seq_len=256, batch_rows=32
+            ),
             train=dataclasses.replace(
-                base.train, log_every=5, eval_every=200, checkpoint_every=400, steps_per_dispatch=5
+                base.train, log_every=5, eval_every=100, checkpoint_every=200, steps_per_dispatch=5
             ),
         )  # fmt: skip
+        runs = _runs(("dssn", "pre_ln", "sandwich_c"), (4e-3,))
+        return as_config_dict(ComparisonConfig(base=base, runs=runs, together=True))
     if variant == "depth94_long":
         base = dataclasses.replace(
             base,

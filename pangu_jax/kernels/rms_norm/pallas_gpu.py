@@ -3,8 +3,7 @@
 The walk over the rows, and where everything lies, is in `pallas_gpu_rows`; here are what happens to
 one row, and the derivatives. The formulas are in `pallas_tpu`.
 
-Status: run on an H100 against the float32 definition, but for the order in which blocks take rows,
-which changed since (checked in interpret mode and compiled for an H100); speed in docs/kernels.md.
+Status: run on an H100 against the float32 definition; speed in docs/kernels.md.
 
 Letters: R rows (all axes but the last), D width.
 """

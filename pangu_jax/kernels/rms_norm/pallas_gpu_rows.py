@@ -4,8 +4,9 @@ A block of up to eight warpgroups owns every n-th row, n the number of blocks, a
 slice of the columns. Rows arrive one by one through a ring of shared-memory slots that each
 warpgroup fills by TMA for itself; results go into the slots they came from and leave by TMA. Gains
 stay in registers from the first row to the last, and so do the float32 sums for the gradients of
-the gains: shared memory holds nothing but rows on their way, which is what the bandwidth of the
-memory asks for. Each block writes its own sums, which XLA adds up, so results repeat bit for bit.
+the gains: shared memory holds nothing but rows on their way. The slot of a row that is done is
+filled again during the next row, while its warpgroups wait for their first sum. Each block writes
+its own sums, which XLA adds up, so results repeat bit for bit.
 
 The warpgroups meet once per sum over a row: every warp leaves its part in shared memory, and all
 add the parts up in the same order.

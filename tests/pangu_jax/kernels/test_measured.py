@@ -57,6 +57,22 @@ def test_auto_without_a_rule_for_the_device_is_xla(monkeypatch):
     assert "mosaic_gpu" not in text
 
 
+def test_a_few_rows_are_left_to_xla(monkeypatch):
+    """A step of decoding is bound by launches."""
+    taken = []
+
+    def fake(name):
+        return lambda: lambda x, scale, **others: taken.append(name) or x
+
+    monkeypatch.setattr(measured, "current_device_kind", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(norm_api.implementation_lib, "current_platform", lambda: "gpu")
+    for name in ("xla", "pallas_gpu"):
+        monkeypatch.setitem(norm_api._RMS_NORM, name, fake(name))
+    for shape in ((1024, 2048), (1023, 2048), (4, 256, 4096), (1024, 1024)):
+        norm_api.rms_norm(jnp.ones(shape), jnp.ones(shape[-1]), eps=1e-6)
+    assert taken == ["pallas_gpu", "xla", "pallas_gpu", "xla"]
+
+
 def test_nothing_but_xla_where_the_compiler_divides(monkeypatch):
     """It cannot divide a kernel; in a manual `shard_map` it need not."""
     monkeypatch.setattr(measured, "current_device_kind", lambda: "NVIDIA H100 80GB HBM3")
