@@ -93,6 +93,8 @@ class Checkpoints:
             ),
             item_names=("params", "train", "data", "extra"),
         )
+        if writable:  # All have read what is there, before one may delete of it.
+            _barrier(f"checkpoints_{self.folder.name}_read")
 
     @staticmethod
     def any_in(folder) -> bool:
@@ -112,11 +114,11 @@ class Checkpoints:
         extra: dict[str, Any],
         data: Any = None,
         params_only: bool = False,
-    ) -> None:
+    ) -> bool:
         """Starts saving `state` under its step and returns when the arrays may be overwritten.
 
-        Does nothing if that step is already there. Errors of an earlier save come out here or in
-        `wait`.
+        Does nothing, and returns False, if that step is already there. Errors of an earlier save
+        come out here or in `wait`.
 
         Args:
           extra: JSON-ready; the fingerprint is added.
@@ -128,7 +130,7 @@ class Checkpoints:
         """
         step = int(state.step)
         if step in self._manager.all_steps():
-            return
+            return False
         train = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
         trees = (
             {"params": state.params} if params_only else {"params": state.params, "train": train}
@@ -149,6 +151,7 @@ class Checkpoints:
             items["data"] = ocp.args.JsonSave(seal({"processes": gather(encode(data))}))
         with self._saving(step, needed):
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        return True
 
     def wait(self) -> None:
         """Blocks until every save is on disk; raises what went wrong in the background."""
@@ -162,8 +165,14 @@ class Checkpoints:
             self._manager.check_for_errors()
 
     def prune(self, *, below: int | None = None, above: int | None = None) -> None:
-        """Deletes checkpoints with a step under `below` or over `above`."""
-        for step in self.steps():
+        """Deletes checkpoints with a step under `below` or over `above`; waits for pending saves.
+
+        Of several processes all must call it alike: they meet at every step that is deleted.
+        """
+        self.wait()
+        # As the manager remembers them, which is the same in all processes. On disk the first may
+        # have deleted, or not yet renamed, what another still looks for.
+        for step in list(self._manager.all_steps()):
             if (below is not None and step < below) or (above is not None and step > above):
                 self._manager.delete(step)
 

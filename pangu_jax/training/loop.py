@@ -209,6 +209,8 @@ class _Run:
         self.evaluate, self.describe_batch = evaluate, describe_batch
         self.signals = signals
         self.tracker = BestTracker(config.best_metric, config.best_mode)
+        # Step of the best that the newest of `latest` knows, which a restart would go on from.
+        self.best_of_latest: int | None = None
         self.window = LogWindow()
         self.meter = Throughput()
         self.spikes = SpikeCounter()
@@ -310,6 +312,7 @@ class _Run:
             metric=self.config.best_metric,
             mode=self.config.best_mode,
         )
+        self.best_of_latest = self.tracker.step
         self.window = LogWindow.from_json(extra["window"])
         self.spikes = SpikeCounter.from_json(extra.get("spikes"))
         if extra.get("stream", "") != self.stream:
@@ -472,12 +475,10 @@ class _Run:
     def _save(self) -> None:
         """Saves the current step; afterwards superseded bests are no longer needed."""
         self.latest.wait()
-        self.best.wait()
-        steps = self.latest.steps()
-        if steps and self.best.steps():
-            self.best.prune(below=self.latest.read_extra(steps[-1])["tracker"]["step"])
+        self.best.prune(below=self.best_of_latest)
         self.writer.flush()
-        self.latest.save(self._stored(), extra=self._extra(), data=self.data_state)
+        if self.latest.save(self._stored(), extra=self._extra(), data=self.data_state):
+            self.best_of_latest = self.tracker.step
         self.last_save = time.monotonic()
 
     def _stored(self) -> TrainState:

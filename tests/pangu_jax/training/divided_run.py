@@ -1,9 +1,10 @@
 """One of several processes that train a tiny decoder divided by hand, over loopback.
 
-Usage: divided_run.py PORT INDEX COUNT DEVICES WORKDIR LAYOUT [kill]
+Usage: divided_run.py PORT INDEX COUNT DEVICES WORKDIR LAYOUT [kill | slow]
 
 LAYOUT: fields of a Layout as JSON. COUNT 1: everything in one process. kill: the last process
-kills itself at the evaluation of step 6, when step 4 has been saved.
+kills itself at the evaluation of step 6, when step 4 has been saved. slow: where checkpoints are
+superseded the last process is a second behind the first, which deletes the files.
 """
 
 import json
@@ -22,6 +23,7 @@ from pangu_jax.parallel.decoder import DecoderProgram
 from pangu_jax.parallel.layout import Layout, layout_mesh
 from pangu_jax.parallel.sharding import batch_part
 from pangu_jax.training import OptimizerConfig, TrainConfig, TrainingError, fit
+from pangu_jax.training.checkpoint import Checkpoints
 
 port, index, count, devices, workdir, layout = sys.argv[1:7]
 index, count, kill = int(index), int(count), "kill" in sys.argv
@@ -33,6 +35,16 @@ model = preset("debug", vocab_size=40, hidden_dim=16, mlp_dim=24, head_dim=4, nu
 layout = Layout(**json.loads(layout))
 mesh = layout_mesh(layout)
 part, parts = batch_part(mesh)
+
+
+if "slow" in sys.argv and index == count - 1:
+    prune = Checkpoints.prune
+
+    def prune_late(self, **limits):
+        time.sleep(1)
+        prune(self, **limits)
+
+    Checkpoints.prune = prune_late
 
 
 class Batches:

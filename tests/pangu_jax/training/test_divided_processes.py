@@ -68,6 +68,14 @@ def test_four_processes_train_to_the_same_parameters(tmp_path, one_process):
     chex.assert_trees_all_close(parameters(tmp_path), one_process, rtol=1e-4, atol=1e-5)
 
 
+def test_a_process_that_is_behind_where_checkpoints_are_deleted(tmp_path, one_process):
+    """All agree on what is superseded, although the first has deleted the files already."""
+    layout = {"data": 2, "microbatches": 2}
+    finish(tmp_path, count=2, devices=1, layout=layout, mode=["slow"])
+    assert [path.name for path in (tmp_path / "checkpoints" / "best").iterdir()] == ["10"]
+    chex.assert_trees_all_close(parameters(tmp_path), one_process, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "layout",
