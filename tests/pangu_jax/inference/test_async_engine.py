@@ -1,6 +1,7 @@
 """The engine in its thread: concurrent requests, cancelling, refusals, and an orderly end."""
 
 import asyncio
+import threading
 
 import pytest
 from tiny_model import prompt, tiny_model
@@ -90,7 +91,17 @@ def test_what_cannot_be_served_is_refused_before_any_news():
 
 
 @pytest.mark.parametrize("drain,reason", [(60.0, "length"), (0.0, "cancelled")])
-def test_closing_drains_or_cancels(drain, reason):
+def test_closing_drains_or_cancels(monkeypatch, drain, reason):
+    step, may_step = Engine.step, threading.Semaphore(1)
+
+    def step_when_allowed(engine):
+        # One step for the first news; the others wait until `close` has been called, or a
+        # busy machine could finish the request before the order to cancel it is there.
+        assert may_step.acquire(timeout=60)
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", step_when_allowed)
+
     async def scenario(engine):
         stream = engine.stream(request("running", max_tokens=40))
         news = [await anext(stream)]
@@ -98,12 +109,14 @@ def test_closing_drains_or_cancels(drain, reason):
         await asyncio.sleep(0)
         with pytest.raises(ServerClosed):
             await engine.complete(request("late"))
+        may_step.release(100)
         news += [delta async for delta in stream]
         await closing
         return news
 
     news = run(scenario)
     assert news[-1].finish_reason == reason
+    assert (sum(len(delta.token_ids) for delta in news) == 40) == (reason == "length")
 
 
 def test_a_failing_dispatch_ends_its_requests_and_not_the_engine(monkeypatch):
