@@ -117,18 +117,6 @@ def size(texts: list[str]) -> int:
     return sum(len(text.encode()) for text in texts)
 
 
-def repeated(train: dict[str, list[str]], quotas: dict[str, float]) -> Iterator[str]:
-    """Every text at least once, as often that the domains have their quotas of the bytes."""
-    times = {domain: share / size(train[domain]) for domain, share in quotas.items()}
-    least = min(times.values())
-    for domain in sorted(train):
-        due = 0.0
-        for text in train[domain]:
-            due += times[domain] / least
-            yield from itertools.repeat(text, int(due))
-            due -= int(due)
-
-
 def measured(tokenizer, held_out: dict[str, list[str]], shares: dict[str, float]) -> dict:
     """Bytes per token on held-out text, and how much of the vocabulary it uses."""
     rates, used = {}, set()
@@ -195,8 +183,6 @@ def main(argv: list[str]) -> None:
             try:
                 if method == "one":
                     tokenizer = train_bpe(everything, config)
-                elif method == "resampled":
-                    tokenizer = train_bpe(repeated(train, quotas), config)
                 else:
                     tokenizer, merged = train_domain_aware(train, quotas, config, method=method)
                     about = {"merges": len(merged.merges), "dead": len(merged.dead)}

@@ -34,10 +34,12 @@ from pangu_jax.data.text.shards import (
 )
 from pangu_jax.data.text.sources import SourceConfig, read_sources, source_notice
 from pangu_jax.data.tokenizer import (
+    METHODS,
     BpeConfig,
     VocabularyReport,
     compare_vocabularies,
     load_tokenizer,
+    quota_counts,
     save_tokenizer,
     train_bpe,
     train_domain_aware,
@@ -57,9 +59,10 @@ class CorpusConfig:
 
     Attributes:
       sources: where documents come from.
-      quotas: domain -> share of the learned tokens; {} trains one BPE over everything.
+      quotas: domain -> share of the learned tokens (of the bytes trained on, where the method is
+        'resampled'); {} trains one BPE over everything.
       bpe: size and special tokens of the vocabulary; shards end documents with bpe.eod_token.
-      method: of the domain-aware vocabulary, 'merged' (the paper's) or 'joint' (ours).
+      method: of the domain-aware vocabulary, 'merged' (the paper's), 'joint' or 'resampled' (ours).
       tokenizer: path of a tokenizer.json to use instead of training one.
       vocabulary_bytes: train the vocabulary on at most about so many bytes of each domain,
         documents picked by their hash; 0 takes all. Where no spaces separate words, memory grows
@@ -87,6 +90,12 @@ class CorpusConfig:
     def __post_init__(self):
         if not self.sources:
             raise TextDataError("A corpus needs at least one source.")
+        if self.method not in METHODS:
+            raise TextDataError(
+                f"corpus.method must be one of {', '.join(METHODS)}, got {self.method!r}."
+            )
+        if self.quotas:
+            quota_counts(self.quotas, self.bpe.vocab_size)  # before minutes of reading
         if self.vocabulary_bytes < 0:
             raise TextDataError(
                 f"vocabulary_bytes must be at least 0, got {self.vocabulary_bytes}."

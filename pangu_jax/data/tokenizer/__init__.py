@@ -11,6 +11,7 @@ from pangu_jax.data.tokenizer.bpe import (
     train_merges,
 )
 from pangu_jax.data.tokenizer.domain_aware import (
+    METHODS,
     DomainShare,
     VocabularyReport,
     bytes_per_token,
@@ -22,6 +23,7 @@ from pangu_jax.data.tokenizer.errors import TokenizerError
 from pangu_jax.data.tokenizer.merging import MergedVocabulary, merge_vocabularies, quota_counts
 
 __all__ = [
+    "METHODS",
     "BpeConfig",
     "DomainShare",
     "MergedVocabulary",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pangu_jax.data.tokenizer.bpe import (
     BpeConfig,
@@ -17,6 +18,7 @@ from pangu_jax.data.tokenizer.bpe import (
 from pangu_jax.data.tokenizer.errors import TokenizerError
 from pangu_jax.data.tokenizer.joint import joint_vocabulary
 from pangu_jax.data.tokenizer.merging import MergedVocabulary, merge_vocabularies
+from pangu_jax.data.tokenizer.resampling import resampled_vocabulary
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -24,18 +26,21 @@ if TYPE_CHECKING:
 # A call gives the texts of a domain anew; a list of texts does as well.
 Texts = Callable[[], Iterable[str]] | Iterable[str]
 
+Method = Literal["merged", "joint", "resampled"]
+METHODS = get_args(Method)
+
 
 @dataclasses.dataclass(frozen=True)
 class DomainShare:
     """One row of the report.
 
-    quota, owned: share asked for, tokens taken from the domain. used: different tokens
-    of the vocabulary that its held-out text has. bytes_per_token: on held-out text, with the
-    domain-aware vocabulary and with one BPE; None without held-out text.
+    quota, owned: share asked for, tokens taken from the domain (None where tokens have no owner).
+    used: different tokens of the vocabulary that its held-out text has. bytes_per_token: on
+    held-out text, with the domain-aware vocabulary and with one BPE; None without held-out text.
     """
 
     quota: float
-    owned: int
+    owned: int | None
     held_out_bytes: int = 0
     used: int = 0
     bytes_per_token: float | None = None
@@ -87,9 +92,11 @@ class VocabularyReport:
                     f"{row.global_bytes_per_token:.3f}",
                     f"{gain:+.2%}",
                 ]
-            share = row.owned / learned if learned else 0.0
+            owned = "-"
+            if row.owned is not None:
+                owned = f"{row.owned} ({row.owned / learned if learned else 0.0:.1%})"
             lines.append(
-                f"| {name} | {row.quota:.1%} | {row.owned} ({share:.1%}) | "
+                f"| {name} | {row.quota:.1%} | {owned} | "
                 f"{row.held_out_bytes / 1e6:.2f} | {row.used} | {' | '.join(rates)} |"
             )
         return "\n".join(lines) + "\n"
@@ -100,16 +107,18 @@ def train_domain_aware(
     quotas: Mapping[str, float],
     config: BpeConfig,
     *,
-    method: Literal["merged", "joint"] = "merged",
+    method: Method = "merged",
 ) -> tuple[Tokenizer, MergedVocabulary]:
     """Byte-level BPE of exactly config.vocab_size tokens with a share of them for each domain.
 
     Args:
       texts: by domain, texts to learn from.
-      quotas: by domain, its share of the learned tokens; the shares sum to 1.
+      quotas: by domain, its share of the learned tokens ('resampled': of the bytes trained on);
+        the shares sum to 1.
       method: 'merged' trains one BPE per domain and merges the vocabularies, as the paper
         describes it (how merges are reconciled is reconstructed, see `merging.py`); 'joint' learns
-        one list of merges in which the domains take turns (ours, see `joint.py`).
+        one list of merges in which the domains take turns (ours, see `joint.py`); 'resampled' is
+        one BPE over text in which small domains are repeated (ours, see `resampling.py`).
 
     Raises:
       TokenizerError: domains without quota or without text, quotas that do not sum to 1, too
@@ -117,8 +126,8 @@ def train_domain_aware(
 
     Source: Pangu Ultra, section 2.3.
     """
-    if method not in ("merged", "joint"):
-        raise TokenizerError(f"method must be 'merged' or 'joint', got {method!r}.")
+    if method not in METHODS:
+        raise TokenizerError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
     if set(texts) != set(quotas):
         raise TokenizerError(
             f"Quotas name the domains {sorted(quotas)}, the texts are of {sorted(texts)}; they "
@@ -126,6 +135,11 @@ def train_domain_aware(
         )
     if method == "joint":
         merged = joint_vocabulary({d: _read(t) for d, t in texts.items()}, quotas, config)
+    elif method == "resampled":
+        anew = {
+            d: functools.partial(_read, t if callable(t) else list(t)) for d, t in texts.items()
+        }
+        merged = resampled_vocabulary(anew, quotas, config)
     else:
         merges = {}
         for domain in sorted(texts):
@@ -151,7 +165,8 @@ def vocabulary_report(
     The two tokenizers should have the same size and have seen the same text.
     """
     rows = {
-        domain: DomainShare(quota, merged.owner.count(domain)) for domain, quota in quotas.items()
+        domain: DomainShare(quota, merged.owner.count(domain) if merged.owner else None)
+        for domain, quota in quotas.items()
     }
     about = VocabularyReport(
         config.vocab_size, config.num_fixed, len(merged.merges), len(merged.dead), rows

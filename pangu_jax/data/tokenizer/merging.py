@@ -30,7 +30,8 @@ _ROUNDS = 12
 @dataclasses.dataclass(frozen=True)
 class MergedVocabulary:
     """tokens: learned tokens by rank. merges: rules, strongest first. owner: domain that each
-    token was taken from, as long as tokens. dead: tokens that no text encodes to.
+    token was taken from, as long as tokens, or () where tokens are of no one domain. dead: tokens
+    that no text encodes to.
     """
 
     tokens: tuple[str, ...]

@@ -185,3 +185,14 @@ def test_settings_that_cannot_be(config):
         resolve(CorpusConfig, config | {"sources": []})
     with pytest.raises(ValueError, match="must be the same"):
         resolve(CorpusConfig, config | {"shards": {"eod_token": "<end>"}})
+    with pytest.raises(ValueError, match="corpus.method must be one of .*resampled, got 'jiont'"):
+        resolve(CorpusConfig, config | {"method": "jiont"})
+    with pytest.raises(ValueError, match="sum to 1.1"):
+        resolve(CorpusConfig, config | {"quotas": {"english": 0.6, "code": 0.5}})
+
+
+def test_a_resampled_vocabulary(config, tmp_path):
+    wanted = resolve(CorpusConfig, config | {"method": "resampled"})
+    report = json.loads((build_corpus(wanted, tmp_path / "corpus") / "vocabulary.json").read_text())
+    assert {row["owned"] for row in report["domains"].values()} == {None}
+    assert report["domains"]["code"]["bytes_per_token"] > 1

@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 pytest.importorskip("tokenizers")
 
 from pangu_jax.data.tokenizer import (  # noqa: E402
+    METHODS,
     BpeConfig,
     TokenizerError,
+    VocabularyReport,
+    as_plain_text,
     build_tokenizer,
     bytes_per_token,
     load_tokenizer,
@@ -28,6 +31,7 @@ from pangu_jax.data.tokenizer import (  # noqa: E402
 from pangu_jax.data.tokenizer.bpe import byte_alphabet, word_counts  # noqa: E402
 from pangu_jax.data.tokenizer.joint import joint_vocabulary  # noqa: E402
 from pangu_jax.data.tokenizer.merging import dead_tokens  # noqa: E402
+from pangu_jax.data.tokenizer.resampling import _repeated  # noqa: E402
 
 CONFIG = BpeConfig(vocab_size=420)
 QUOTAS = {"english": 0.5, "code": 0.3, "chinese": 0.2}
@@ -97,9 +101,10 @@ def test_the_saved_file_is_standard_json_and_comes_back(trained, texts, tmp_path
         assert loaded.decode(ids, skip_special_tokens=False) == text
 
 
-def test_the_small_domain_gains_against_one_bpe(trained, texts):
+@pytest.mark.parametrize("method", METHODS)
+def test_the_small_domain_gains_against_one_bpe(texts, method):
     """What the quotas are for; the big domain pays."""
-    tokenizer, _ = trained
+    tokenizer, _ = train_domain_aware(texts, QUOTAS, CONFIG, method=method)
     together = train_bpe([t for d in sorted(texts) for t in texts[d]], CONFIG)
     assert bytes_per_token(tokenizer, texts["chinese"]) > bytes_per_token(
         together, texts["chinese"]
@@ -107,7 +112,7 @@ def test_the_small_domain_gains_against_one_bpe(trained, texts):
 
 
 def test_training_twice_gives_the_same(texts):
-    for method in ("merged", "joint"):
+    for method in METHODS:
         first, second = (
             train_domain_aware(texts, QUOTAS, CONFIG, method=method)[1] for _ in range(2)
         )
@@ -158,6 +163,31 @@ def test_joint_learns_from_words_that_occur_once():
     assert bytes_per_token(build_tokenizer(merged.tokens, merged.merges, CONFIG), ["天地"]) > 2
 
 
+def test_resampled_is_one_bpe_over_text_with_the_quotas_of_bytes(texts):
+    """Domains of 700 bytes each with quotas 1 : 2 : 3 make one, two and three copies."""
+    texts = {d: [" ".join(t).encode()[:700].decode("utf-8", "ignore")] for d, t in texts.items()}
+    texts = {d: [t + " " * (700 - len(t.encode()))] for d, (t,) in texts.items()}
+    config = BpeConfig(vocab_size=300)
+    quotas = {"english": 1 / 6, "code": 2 / 6, "chinese": 3 / 6}
+    repeated = [*texts["english"], *2 * texts["code"], *3 * texts["chinese"]]
+    for passed in (texts, {d: iter(t) for d, t in texts.items()}):
+        tokenizer, about = train_domain_aware(passed, quotas, config, method="resampled")
+        assert tokenizer.to_str() == as_plain_text(train_bpe(repeated, config)).to_str()
+    report = vocabulary_report(about, quotas, config)
+    assert VocabularyReport.from_json(report.to_json()) == report
+    assert "| code | 33.3% | - | 0.00 | 0 | - | - | - |" in report.to_markdown()
+
+
+def test_resampling_keeps_every_text_and_meets_the_quotas():
+    texts = {"a": [f"{n:04}" * 3 for n in range(700)], "b": [f"{n:05}" for n in range(40)]}
+    quotas = {"a": 0.6, "b": 0.4}
+    found = list(_repeated({d: lambda t=t: t for d, t in texts.items()}, quotas))
+    assert set(found) == {t for known in texts.values() for t in known}
+    sizes = {d: sum(len(t) for t in found if t in set(known)) for d, known in texts.items()}
+    assert sizes["a"] == 12 * 700
+    assert sizes["b"] / sum(sizes.values()) == pytest.approx(0.4, abs=0.001)
+
+
 def test_shared_tokens_are_owned_once():
     merges = {"a": [("x", "y"), ("xy", "z")], "b": [("x", "y"), ("p", "q")]}
     merged = merge_vocabularies(merges, {"a": 0.5, "b": 0.5}, BpeConfig(vocab_size=262))
@@ -198,7 +228,7 @@ def test_quota_counts_sum_and_stay_near(parts, total):
     assert all(abs(counts[d] - share * total) < 1 + 1e-6 for d, share in quotas.items())
 
 
-@pytest.mark.parametrize("method", ["merged", "joint"])
+@pytest.mark.parametrize("method", METHODS)
 def test_errors_name_domain_and_numbers(texts, method):
     with pytest.raises(TokenizerError, match="sum to 0.9"):
         train_domain_aware(
@@ -206,7 +236,10 @@ def test_errors_name_domain_and_numbers(texts, method):
         )
     with pytest.raises(TokenizerError, match="must be the same"):
         train_domain_aware(texts, {"english": 1.0}, CONFIG, method=method)
-    with pytest.raises(TokenizerError, match="Domain 'code' has text for only.*quota is 1422"):
+    too_little = "Domain 'code' has text for only.*quota is 1422"
+    if method == "resampled":  # no quotas of tokens that a domain could miss
+        too_little = "fewer than vocab_size=5000"
+    with pytest.raises(TokenizerError, match=too_little):
         train_domain_aware(texts, QUOTAS, BpeConfig(vocab_size=5000), method=method)
     with pytest.raises(TokenizerError, match="Domain 'code': There is no text"):
         train_domain_aware(texts | {"code": []}, QUOTAS, CONFIG, method=method)
