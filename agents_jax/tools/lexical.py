@@ -41,7 +41,7 @@ class WordIndex:
             from rank_bm25 import BM25Plus
         except ImportError as error:
             raise MissingLibrary(
-                "word search needs rank_bm25; pip install 'pangu-recsys-jax[agents]'."
+                "word search needs rank_bm25; pip install -e '.[agents]'."
             ) from error
         self._size = len(texts)
         split = [words(text) for text in texts]

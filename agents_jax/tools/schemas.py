@@ -111,7 +111,7 @@ def _jsonschema():
         import jsonschema
     except ImportError as error:
         raise SchemaError(
-            "cannot be checked: install jsonschema (pip install 'pangu-recsys-jax[agents]')."
+            "cannot be checked: install jsonschema (pip install -e '.[agents]')."
         ) from error
     return jsonschema
 

@@ -117,8 +117,7 @@ def _serve(config: InferenceConfig, workdir: pathlib.Path) -> int:
         from pangu_jax.inference.server import api_key_from_environment, serve
     except ImportError as error:
         raise RequestError(
-            f"Serving needs the extra 'serve' ({error.name} is missing): "
-            "pip install 'pangu-recsys-jax[serve]'."
+            f"Serving needs the extra 'serve' ({error.name} is missing): pip install -e '.[serve]'."
         ) from error
     chosen = config.serve
     # An empty variable is a mistake that would leave the server open; an absent one is a choice.

@@ -60,7 +60,7 @@ class GrammarCompiler:
         except ImportError as error:
             raise RequestError(
                 "A grammar needs the package llguidance; install it with the extra 'structured': "
-                "pip install 'pangu-recsys-jax[structured]'."
+                "pip install -e '.[structured]'."
             ) from error
         if json_whitespace not in _WHITESPACE:
             raise RequestError(

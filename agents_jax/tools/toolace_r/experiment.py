@@ -65,7 +65,7 @@ def run(mode: str, config: dict[str, Any], workdir: pathlib.Path, command: list[
             if importlib.util.find_spec(package) is None:
                 raise ValueError(
                     f"evaluation.constrained needs {package}: pip install "
-                    "'pangu-recsys-jax[structured,agents]', or "
+                    "-e '.[structured,agents]', or "
                     "--config.evaluation.constrained=False."
                 )
     print(f"BFCL: {LICENCE}\n{CITATION}\n", flush=True)

@@ -74,7 +74,7 @@ def _parser(language: Language) -> tree_sitter.Parser:
     except ImportError as error:
         raise ImportError(
             f"Answers in {language} are read with {error.name!r}, which is not installed; "
-            "install the extra: pip install 'pangu-recsys-jax[bfcl]'."
+            "install the extra: pip install -e '.[bfcl]'."
         ) from error
     return tree_sitter.Parser(tree_sitter.Language(grammar.language()))
 

@@ -187,7 +187,7 @@ class Sandbox:
                 "network_namespace"
             ]
         except SandboxError as error:
-            hint = " Install the extra: pip install 'pangu-recsys-jax[bfcl]'."
+            hint = " Install the extra: pip install -e '.[bfcl]'."
             raise SandboxError(
                 "start",
                 f"BFCL's environments do not start: {error}{hint * ('mpmath' in str(error))}",
