@@ -23,6 +23,8 @@ RULES = (
     [
         ("NVIDIA H100 80GB HBM3", 1024, "separate", {"xla", "pallas_gpu"}),
         ("NVIDIA H100 80GB HBM3", 1023, "separate", {"xla"}),
+        ("NVIDIA H200", 1024, "separate", {"xla", "pallas_gpu"}),
+        ("NVIDIA GH200 480GB", 1023, "separate", {"xla"}),
         ("NVIDIA H100 PCIe", 600, "added", {"xla", "pallas_gpu"}),
         ("NVIDIA A100-SXM4-80GB", 4096, "separate", {"xla"}),
         ("TPU v5p", 1, None, {"xla", "pallas_tpu"}),
