@@ -67,13 +67,17 @@ def test_biases_and_norms_without_sequence_parallelism():
     check_equals_one_device(small_model(qkv_bias=True, out_bias=True, qk_norm=True), layout)
 
 
-def test_bfloat16_is_as_near_to_float32_as_one_device():
+def test_short_types_are_as_near_to_float64_as_one_device():
     layout = Layout(pipe=2, tensor=2, data=2, microbatches=2)
-    truth = both(small_model(), layout, scale=1)[0][1]
-    one, many = both(small_model(dtype="bfloat16"), layout, scale=1)
-    ours, theirs = relative_errors(many[1], truth), relative_errors(one[1], truth)
-    for path, error in ours.items():
-        assert error < 1.5 * theirs[path] + 0.005, f"{path}: {error:.1e}, one {theirs[path]:.1e}"
+    with jax.enable_x64(True):
+        truth = both(small_model(dtype="float64", qk_norm=True), layout, scale=1)[0][1]
+    for dtype, rounding in (("float32", 3e-6), ("bfloat16", 0.005)):
+        one, many = both(small_model(dtype=dtype, qk_norm=True), layout, scale=1)
+        with jax.enable_x64(True):
+            ours, theirs = relative_errors(many[1], truth), relative_errors(one[1], truth)
+        for path, error in ours.items():
+            limit = 1.5 * theirs[path] + rounding
+            assert error < limit, f"{dtype} {path}: {error:.1e}, one {theirs[path]:.1e}"
 
 
 def test_orders_of_layers_are_inverse():
