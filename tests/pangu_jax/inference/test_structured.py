@@ -512,5 +512,5 @@ def test_absent_library_is_named(tokenizer, monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(RequestError, match=r"pangu-recsys-jax\[structured\]"):
+    with pytest.raises(RequestError, match=r"pip install -e '\.\[structured\]'"):
         GrammarCompiler(tokenizer, VOCAB, (EOS,))

@@ -100,7 +100,7 @@ def test_an_unknown_language_and_missing_grammars_are_named(monkeypatch):
         parse_language_calls("f()", "ruby")
     parsing._parser.cache_clear()
     monkeypatch.setitem(sys.modules, "tree_sitter_java", None)
-    with pytest.raises(ImportError, match=r"'tree_sitter_java'.*pangu-recsys-jax\[bfcl\]"):
+    with pytest.raises(ImportError, match=r"'tree_sitter_java'.*pip install -e '\.\[bfcl\]'"):
         parse_language_calls("f()", "java")
     parsing._parser.cache_clear()
 
