@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 import re
 import shlex
@@ -43,6 +44,19 @@ def source(script: pathlib.Path) -> str:
 ALL = [(page.name, arguments) for page in PAGES for arguments in commands(page)]
 
 
+def given_flags(arguments: list[str]) -> dict[str, str]:
+    """{'mode': 'train', 'config': ...} of `--mode=train --config=...`."""
+    return dict(a.removeprefix("--").partition("=")[::2] for a in arguments if a.startswith("--"))
+
+
+# (page, work directory) -> the configuration that a command there trains in it.
+CONFIGS = {
+    (page, given["workdir"]): given["config"]
+    for page, arguments in ALL
+    if {"workdir", "config"} <= set(given := given_flags(arguments))
+}
+
+
 def test_commands_are_found():
     names = {arguments[0] for _, arguments in ALL}
     assert len(ALL) > 100 and "launch.py" in names and "benchmarks/rms_norm.py" in names
@@ -55,18 +69,31 @@ def test_a_command_names_what_exists(page, arguments):
     if script != "launch.py":
         known = source(ROOT / script)
         for flag in (f.partition("=")[0] for f in flags if f.startswith("--")):
-            name = flag.removeprefix("--").removeprefix("no")
-            assert f'"{name}"' in known or f'"--{name}"' in known, flag
+            name = flag.removeprefix("--")
+            spelled = [f'"{name}"', f'"--{name}"', f'"{name.removeprefix("no")}"']
+            assert any(spelling in known for spelling in spelled), flag
         return
-    given = dict(f.removeprefix("--").partition("=")[::2] for f in flags if f.startswith("--"))
+    given = given_flags(flags)
     assert given.get("mode", "train") in launch.MODES
     chosen = given.get("config") or launch.DEFAULT_CONFIG
-    of_a_run = "workdir" in given and "config" not in given and "mode" in given
-    if of_a_run or _PLACEHOLDER.search(chosen):
+    if "workdir" in given and "config" not in given and "mode" in given:
+        # A run's own configuration counts, which another command of the page trained.
+        chosen = CONFIGS.get((page, given["workdir"]), "")
+    if not chosen or _PLACEHOLDER.search(chosen):
         return
     catalogue.check(ROOT, str(ROOT / chosen))
     overrides = [f for f in flags if not _PLACEHOLDER.search(f.partition("=")[0])]
     check_overrides(catalogue.get(ROOT, str(ROOT / chosen)), overrides)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_modules_that_are_run_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"python[\d.]* -m ((?:pangu|recsys|agents)_jax[\w.]*)", text):
+        found = importlib.util.find_spec(name)
+        assert found is not None, name
+        package = found.submodule_search_locations is not None
+        assert not package or importlib.util.find_spec(f"{name}.__main__"), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])

@@ -67,7 +67,8 @@ def allowed(
     kernel: it would gather the operands on every device. Inside a manual `shard_map` rules hold.
     """
     kind = "" if divided_by_compiler() else current_device_kind()
-    kind = next((as_ for name, as_ in SAME_PROCESSOR.items() if kind.startswith(name)), kind)
+    for device, measured_on in SAME_PROCESSOR.items():
+        kind = measured_on if kind.startswith(device) else kind
     names = {
         rule.implementation
         for rule in rules

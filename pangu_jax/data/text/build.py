@@ -91,9 +91,7 @@ class CorpusConfig:
         if not self.sources:
             raise TextDataError("A corpus needs at least one source.")
         if self.method not in METHODS:
-            raise TextDataError(
-                f"corpus.method must be one of {', '.join(METHODS)}, got {self.method!r}."
-            )
+            raise TextDataError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}.")
         if self.quotas:
             quota_counts(self.quotas, self.bpe.vocab_size)  # before minutes of reading
         if self.vocabulary_bytes < 0:

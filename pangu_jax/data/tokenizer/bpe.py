@@ -196,6 +196,15 @@ def train_bpe(texts: Iterable[str], config: BpeConfig) -> Tokenizer:
       TokenizerError: no text, or too little for vocab_size.
     """
     merges = train_merges(texts, config)
+    return build_tokenizer(all_tokens(merges, config), merges, config)
+
+
+def all_tokens(merges: Sequence[Merge], config: BpeConfig) -> list[str]:
+    """The tokens that the merges make, first learned first; all that config.vocab_size asks for.
+
+    Raises:
+      TokenizerError: there are fewer.
+    """
     tokens = list(dict.fromkeys(left + right for left, right in merges))
     missing = config.vocab_size - config.num_fixed - len(tokens)
     if missing:
@@ -203,7 +212,7 @@ def train_bpe(texts: Iterable[str], config: BpeConfig) -> Tokenizer:
             f"The text gives {len(tokens) + config.num_fixed} tokens, {missing} fewer than "
             f"vocab_size={config.vocab_size}; give more text or a smaller vocab_size."
         )
-    return build_tokenizer(tokens, merges, config)
+    return tokens
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:

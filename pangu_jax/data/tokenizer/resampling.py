@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from pangu_jax.data.tokenizer.bpe import BpeConfig, train_merges
+from pangu_jax.data.tokenizer.bpe import BpeConfig, all_tokens, train_merges, training_texts
 from pangu_jax.data.tokenizer.errors import TokenizerError
 from pangu_jax.data.tokenizer.merging import MergedVocabulary, quota_counts
 
@@ -24,18 +24,12 @@ def resampled_vocabulary(
       quotas: by domain, its share of the UTF-8 bytes that are trained on; the shares sum to 1.
 
     Raises:
-      TokenizerError: a domain without text, quotas that do not sum to 1, too little text.
+      TokenizerError: a domain without text, quotas that do not sum to 1, too little text, a text
+        that is no string or holds a lone surrogate.
     """
-    learned = config.vocab_size - config.num_fixed
-    quota_counts(quotas, learned)  # for its checks of the shares
+    quota_counts(quotas, config.vocab_size)  # for its checks of the shares
     merges = train_merges(_repeated(texts, quotas), config)
-    tokens = tuple(dict.fromkeys(left + right for left, right in merges))
-    if len(tokens) < learned:
-        raise TokenizerError(
-            f"The text gives {len(tokens) + config.num_fixed} tokens, {learned - len(tokens)} "
-            f"fewer than vocab_size={config.vocab_size}; give more text or a smaller vocab_size."
-        )
-    return MergedVocabulary(tokens, tuple(merges), owner=(), dead=())
+    return MergedVocabulary(tuple(all_tokens(merges, config)), tuple(merges), owner=(), dead=())
 
 
 def _repeated(
@@ -44,7 +38,7 @@ def _repeated(
     """Every text at least once, and as often that the domains have their quotas of the bytes."""
     times = {}
     for domain in sorted(texts):
-        size = sum(len(text.encode("utf-8")) for text in texts[domain]())
+        size = sum(len(text.encode("utf-8")) for text in training_texts(texts[domain]()))
         if not size:
             raise TokenizerError(f"Domain {domain!r}: There is no text to train a vocabulary on.")
         times[domain] = quotas[domain] / size

@@ -67,8 +67,15 @@ def test_biases_and_norms_without_sequence_parallelism():
     check_equals_one_device(small_model(qkv_bias=True, out_bias=True, qk_norm=True), layout)
 
 
-def test_short_types_are_as_near_to_float64_as_one_device():
-    layout = Layout(pipe=2, tensor=2, data=2, microbatches=2)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout(pipe=2, tensor=2, data=2, microbatches=2),
+        Layout(context=2, tensor=2, data=2, zero=3, overlap=True),
+    ],
+    ids=["pipe tensor data", "context overlapped zero 3"],
+)
+def test_short_types_are_as_near_to_float64_as_one_device(layout):
     with jax.enable_x64(True):
         truth = both(small_model(dtype="float64", qk_norm=True), layout, scale=1)[0][1]
     for dtype, rounding in (("float32", 3e-6), ("bfloat16", 0.005)):

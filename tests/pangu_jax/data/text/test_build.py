@@ -185,7 +185,7 @@ def test_settings_that_cannot_be(config):
         resolve(CorpusConfig, config | {"sources": []})
     with pytest.raises(ValueError, match="must be the same"):
         resolve(CorpusConfig, config | {"shards": {"eod_token": "<end>"}})
-    with pytest.raises(ValueError, match="corpus.method must be one of .*resampled, got 'jiont'"):
+    with pytest.raises(ValueError, match="method must be one of .*resampled, got 'jiont'"):
         resolve(CorpusConfig, config | {"method": "jiont"})
     with pytest.raises(ValueError, match="sum to 1.1"):
         resolve(CorpusConfig, config | {"quotas": {"english": 0.6, "code": 0.5}})

@@ -249,6 +249,13 @@ def test_errors_name_domain_and_numbers(texts, method):
         )
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_no_text_is_said(texts, method):
+    for bad, message in ((7, "Text 1 is int, not str"), ("a\ud800", "lone surrogate .*d800")):
+        with pytest.raises(TokenizerError, match=message):
+            train_domain_aware(texts | {"code": ["x", bad]}, QUOTAS, CONFIG, method=method)
+
+
 def test_an_unknown_method_is_an_error(texts):
     with pytest.raises(TokenizerError, match="'both'"):
         train_domain_aware(texts, QUOTAS, CONFIG, method="both")
