@@ -101,6 +101,7 @@ def _bca_tails(values, means, mean, tails):
     below = np.clip(below, 0.5 / means.size, 1.0 - 0.5 / means.size)
     bias = stats.norm.ppf(below)
     deviation = values - mean
+    deviation /= np.abs(deviation).max()  # of no effect but that powers of tiny ones do not vanish
     acceleration = (deviation**3).sum() / (6.0 * (deviation**2).sum() ** 1.5)
     shifted = bias + stats.norm.ppf(tails)
     return stats.norm.cdf(bias + shifted / (1.0 - acceleration * shifted))

@@ -5,7 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -70,6 +70,16 @@ def test_memory_is_bounded_for_many_users():
     assert peak < 150e6 < 200 * values.nbytes
 
 
+@pytest.mark.parametrize("method", intervals.METHODS)
+def test_intervals_have_the_scale_of_the_values(method):
+    unit = intervals.mean_interval(FEW, method=method)
+    for exponent in (-900, -300, 300):  # 2**-900 squared is 0 in float64
+        scaled = intervals.mean_interval(FEW * 2.0**exponent, method=method)
+        for name in ("mean", "low", "high"):
+            assert getattr(scaled, name) / 2.0**exponent == pytest.approx(getattr(unit, name))
+
+
+@example([0.0, 2.8671660781954417e-282], "bca")
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=30), st.sampled_from(intervals.METHODS))
 def test_order_of_users_and_level(values, method):
     options = dict(method=method, num_resamples=200)
